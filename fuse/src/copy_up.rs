@@ -1,0 +1,404 @@
+//! Copy-up: give a lower object an upper twin.
+//!
+//! The twin is built in the work directory and renamed into place, so everybody sees either the
+//! lower object or the finished upper one. Directories above come first, topmost first. Order on
+//! the twin: data, owner, mode, xattrs, times; each step undoes part of a later one if done after
+//! it. The times of the directory that gets the twin are put back.
+//!
+//! Locking: takes the inode's `copy_up` lock and looks again after taking it; no namespace lock is
+//! held by the caller, and the parent's is taken only around the rename. So nobody waits for the
+//! copying of data but those who want the same object.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::Overlay;
+use crate::attr::SetTime;
+use crate::error::{Context, Error, Result};
+use crate::inode::{Ino, Inode, LowerFile, UpperAt};
+use crate::origin::Origin;
+use crate::side;
+use crate::stack::Upper;
+use crate::sys::{self, NewTimes, Seek, Stat};
+use crate::workdir::Temp;
+use crate::xattr;
+
+/// Bytes copied at once where the kernel cannot copy by itself.
+const CHUNK: usize = 1 << 18;
+
+/// How much of a file the twin has to have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// Attributes suffice.
+    Attributes,
+    /// Attributes and the first bytes, all of them when `None`.
+    Data(Option<u64>),
+}
+
+/// A lower object about to be copied.
+struct Source {
+    dir: Arc<OwnedFd>,
+    name: std::ffi::OsString,
+    stat: Stat,
+    /// Where the data of a file is: the file itself, or what a metacopy stands for.
+    data: Option<LowerFile>,
+    origin: Option<Origin>,
+}
+
+impl Overlay {
+    /// Makes sure that the object has an upper twin; its data may stay below.
+    pub(crate) fn copy_up(&self, inode: &Arc<Inode>) -> Result<()> {
+        self.raise(inode, Depth::Attributes)
+    }
+
+    /// Makes sure that the object has an upper twin with data, of which the first `keep` bytes
+    /// matter (all of them when `None`).
+    pub(crate) fn copy_up_data(&self, inode: &Arc<Inode>, keep: Option<u64>) -> Result<()> {
+        self.raise(inode, Depth::Data(keep))
+    }
+
+    /// Whether writing to the object would copy first.
+    pub(crate) fn would_copy(&self, inode: &Inode) -> bool {
+        let state = inode.state.lock();
+        state.upper.is_none() || state.lower_data.is_some()
+    }
+
+    /// Bytes that changing the object would copy first.
+    pub(crate) fn copy_cost(&self, ino: Ino) -> u64 {
+        let Some(inode) = self.table.get(ino) else {
+            return 0;
+        };
+        if inode.kind != sys::S_IFREG || !self.would_copy(&inode) {
+            return 0;
+        }
+        self.at(&inode, |dir, name| sys::stat(dir, name)).map_or(0, |stat| stat.size)
+    }
+
+    pub(crate) fn writable(&self, op: &'static str) -> Result<&Upper> {
+        self.stack.upper.as_ref().ok_or_else(|| Error::code(op, "/", sys::EROFS))
+    }
+
+    fn raise(&self, inode: &Arc<Inode>, depth: Depth) -> Result<()> {
+        if is_raised(inode, depth) {
+            return match &self.stack.upper {
+                Some(_) => Ok(()),
+                None => Err(Error::code("write", "/", sys::EROFS)),
+            };
+        }
+        let upper = self.writable("copy up")?;
+        let mut above = Vec::new();
+        let mut link = inode.link();
+        while let Some(up) = link.filter(|link| !link.parent.is_upper()) {
+            link = up.parent.link();
+            above.push(up.parent);
+        }
+        for dir in above.iter().rev() {
+            self.raise_one(upper, dir, Depth::Attributes)?;
+        }
+        self.raise_one(upper, inode, depth)
+    }
+
+    fn raise_one(&self, upper: &Upper, inode: &Arc<Inode>, depth: Depth) -> Result<()> {
+        let _lock = inode.copy_up.lock();
+        if is_raised(inode, depth) {
+            return Ok(());
+        }
+        let path = inode.path();
+        if inode.is_upper() {
+            return self.fill(inode, depth).on("copy up data", path);
+        }
+        let source = self.source(inode).on("copy up", &path)?;
+        let temp = upper.work.temp();
+        let metacopy = self.build(&temp, &source, depth).on("copy up", &path)?;
+        self.publish(inode, temp, &source, metacopy).on("copy up", &path)
+    }
+
+    fn source(&self, inode: &Arc<Inode>) -> io::Result<Source> {
+        let (dirs, file, data) = {
+            let state = inode.state.lock();
+            (state.lowers.clone(), state.lower.clone(), state.lower_data.clone())
+        };
+        let data = data.or_else(|| file.clone());
+        let (dir, name) = match (dirs.first(), file) {
+            (Some(dir), _) => (self.lower_dir(dir)?, std::ffi::OsString::new()),
+            (None, Some(file)) => (self.lower_dir(&file.dir)?, file.name),
+            (None, None) => return Err(io::Error::from_raw_os_error(sys::ESTALE)),
+        };
+        let stat = sys::stat(&*dir, &name)?;
+        let origin = self.origin_of(dir.as_fd(), &name, stat.dev);
+        Ok(Source { dir, name, stat, data, origin })
+    }
+
+    /// Builds the twin in the work directory; true when it is a metacopy.
+    fn build(&self, temp: &Temp<'_>, source: &Source, depth: Depth) -> io::Result<bool> {
+        let (dir, name, stat) = (temp.dir(), temp.name(), &source.stat);
+        let mut metacopy = false;
+        match stat.kind() {
+            sys::S_IFREG => metacopy = self.build_file(temp, source, depth)?,
+            sys::S_IFDIR => sys::mkdir(dir, name, 0o700)?,
+            sys::S_IFLNK => sys::symlink(dir, name, &sys::readlink(&*source.dir, &source.name)?)?,
+            _ => sys::mknod(dir, name, stat.mode & sys::S_IFMT | 0o600, stat.rdev)?,
+        }
+        self.copy_owner(dir, name, stat)?;
+        if stat.kind() != sys::S_IFLNK {
+            sys::chmod(dir, name, stat.mode)?;
+        }
+        xattr::copy((source.dir.as_fd(), &source.name), (dir, name))?;
+        if let Some(origin) = &source.origin {
+            self.write_origin(dir, name, origin)?;
+        }
+        let times =
+            NewTimes { atime: Some(SetTime::At(stat.atime)), mtime: Some(SetTime::At(stat.mtime)) };
+        sys::set_times(dir, name, times)?;
+        Ok(metacopy)
+    }
+
+    fn build_file(&self, temp: &Temp<'_>, source: &Source, depth: Depth) -> io::Result<bool> {
+        let file = sys::open_new(temp.dir(), temp.name(), 0o600)?;
+        if let Some(data) = source.data.as_ref().filter(|_| depth == Depth::Attributes) {
+            if self.may_metacopy(&source.stat)
+                && self.mark_metacopy(temp.dir(), temp.name(), data)?
+            {
+                sys::truncate(&file, source.stat.size)?;
+                return Ok(true);
+            }
+        }
+        let keep = match depth {
+            Depth::Data(Some(keep)) => keep.min(source.stat.size),
+            _ => source.stat.size,
+        };
+        if keep > 0 {
+            let Some(data) = &source.data else {
+                return Err(io::Error::from_raw_os_error(sys::ESTALE));
+            };
+            let dir = self.lower_dir(&data.dir)?;
+            let from = sys::open(&*dir, &data.name, sys::O_RDONLY | sys::O_NONBLOCK)?;
+            copy_data(&from, &file, keep)?;
+            if self.options.fsync && !self.options.volatile {
+                sys::fsync(&file, true)?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// Sets owner and group as the lower object has them. An id that has no name in our user
+    /// namespace cannot be set; where such ids are shown as another one, that one is stored.
+    fn copy_owner(&self, dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Result<()> {
+        let (uid, gid) = self.identity.copied_owner(stat.uid, stat.gid);
+        if (uid, gid) == self.daemon_ids {
+            return Ok(());
+        }
+        match sys::chown(dir, name, Some(uid), Some(gid)) {
+            Err(_) if self.identity.ignores_chown_errors() => Ok(()),
+            other => other,
+        }
+    }
+
+    pub(crate) fn write_origin(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        origin: &Origin,
+    ) -> io::Result<()> {
+        let Some(upper) = &self.stack.upper else { return Ok(()) };
+        match side::set_mark(upper, (dir, name), "origin", &origin.encode()) {
+            // No room for another xattr. What the origin says is the number at the next mount.
+            Err(e) if sys::errno(&e) == sys::ENOSPC => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Moves the twin to where the object's name is now.
+    fn publish(
+        &self,
+        inode: &Arc<Inode>,
+        temp: Temp<'_>,
+        source: &Source,
+        metacopy: bool,
+    ) -> io::Result<()> {
+        loop {
+            let Some(link) = inode.link() else {
+                return self.publish_orphan(inode, &temp, source);
+            };
+            let parent = self.upper_dir(&link.parent).map_err(|e| e.source)?;
+            let parent = parent.ok_or_else(|| io::Error::from_raw_os_error(sys::ESTALE))?;
+            let Some(lock) = link.parent.dir() else {
+                continue;
+            };
+            let _guard = lock.ns.write();
+            if !inode.has_link(&link.parent, &link.name) {
+                continue;
+            }
+            let before = sys::fstat(&*parent)?;
+            if source.origin.is_some() {
+                self.mark_impure(&link.parent, parent.as_fd())?;
+            }
+            let group = source.origin.as_ref().filter(|_| source.stat.nlink > 1 && !inode.is_dir());
+            let at = match group {
+                Some(origin) => {
+                    let place = (parent.as_fd(), &*link.name);
+                    self.publish_group(temp.name(), origin, &source.stat, place)?
+                }
+                None => {
+                    sys::rename(temp.dir(), temp.name(), &*parent, &link.name, 0)?;
+                    UpperAt::Named
+                }
+            };
+            temp.keep();
+            self.promote(inode, at, source, metacopy);
+            return restore_times(parent.as_fd(), &before);
+        }
+    }
+
+    /// The object lost its last name while it was copied, or before: it lives on by descriptor.
+    fn publish_orphan(
+        &self,
+        inode: &Arc<Inode>,
+        temp: &Temp<'_>,
+        source: &Source,
+    ) -> io::Result<()> {
+        let pin = sys::open(temp.dir(), temp.name(), sys::O_PATH)?;
+        self.promote(inode, UpperAt::Pinned(Arc::new(pin)), source, false);
+        Ok(())
+    }
+
+    fn promote(&self, inode: &Arc<Inode>, at: UpperAt, source: &Source, metacopy: bool) {
+        let mut state = inode.state.lock();
+        if matches!(at, UpperAt::Index(_)) {
+            state.group_nlink = Some(source.stat.nlink);
+        }
+        state.upper = Some(at);
+        state.has_origin = source.origin.is_some();
+        if metacopy {
+            let own = state.lower.take();
+            state.lower_data = state.lower_data.take().or(own);
+        } else {
+            state.lower_data = None;
+            state.lower = None;
+        }
+        state.data = None;
+    }
+
+    /// Gives a metacopy its data. Done in place: until the mark falls, the data is read below.
+    fn fill(&self, inode: &Arc<Inode>, depth: Depth) -> io::Result<()> {
+        let Some(data) = inode.state.lock().lower_data.clone() else {
+            return Ok(());
+        };
+        let (before, to) = self.at(inode, |dir, name| {
+            Ok((sys::stat(dir, name)?, sys::open(dir, name, sys::O_RDWR | sys::O_NONBLOCK)?))
+        })?;
+        let keep = match depth {
+            Depth::Data(Some(keep)) => keep.min(before.size),
+            _ => before.size,
+        };
+        let from =
+            sys::open(&*self.lower_dir(&data.dir)?, &data.name, sys::O_RDONLY | sys::O_NONBLOCK)?;
+        copy_data(&from, &to, keep)?;
+        if keep < before.size {
+            sys::truncate(&to, before.size)?;
+        }
+        if self.options.fsync && !self.options.volatile {
+            sys::fsync(&to, true)?;
+        }
+        restore_times(to.as_fd(), &before)?;
+        let space = self.stack.space;
+        sys::remove_xattr(&to, OsStr::new(""), &space.key("metacopy"))?;
+        if let Err(e) = sys::remove_xattr(&to, OsStr::new(""), &space.key("redirect")) {
+            log::debug!("{:?}: redirect of a file with data stays: {e}", data.name);
+        }
+        let mut state = inode.state.lock();
+        state.lower_data = None;
+        state.data = None;
+        Ok(())
+    }
+
+    /// Says that a directory may hold objects whose number is not their own.
+    pub(crate) fn mark_impure(&self, dir: &Arc<Inode>, fd: BorrowedFd<'_>) -> io::Result<()> {
+        if dir.state.lock().impure {
+            return Ok(());
+        }
+        match sys::set_xattr(fd, OsStr::new(""), &self.stack.space.key("impure"), b"y", 0) {
+            Err(e) if matches!(sys::errno(&e), sys::EPERM | sys::EOPNOTSUPP) => {}
+            other => other?,
+        }
+        dir.state.lock().impure = true;
+        Ok(())
+    }
+}
+
+fn is_raised(inode: &Inode, depth: Depth) -> bool {
+    let state = inode.state.lock();
+    state.upper.is_some() && (depth == Depth::Attributes || state.lower_data.is_none())
+}
+
+/// Puts access and modification time back to what they were.
+pub(crate) fn restore_times(fd: BorrowedFd<'_>, before: &Stat) -> io::Result<()> {
+    let times =
+        NewTimes { atime: Some(SetTime::At(before.atime)), mtime: Some(SetTime::At(before.mtime)) };
+    sys::set_times(fd, OsStr::new(""), times)
+}
+
+/// Copies the first `length` bytes, sharing blocks where the filesystem can and keeping holes.
+fn copy_data(from: &OwnedFd, to: &OwnedFd, length: u64) -> io::Result<()> {
+    let whole = sys::fstat(from)?.size;
+    if length == whole && sys::reflink(from, to).is_ok() {
+        return Ok(());
+    }
+    sys::truncate(to, length)?;
+    let mut at = 0;
+    while at < length {
+        let start = match sys::lseek(from, at, Seek::Data) {
+            Ok(start) => start.min(length),
+            Err(e) if sys::errno(&e) == sys::ENXIO => break,
+            Err(_) => at,
+        };
+        let end = match sys::lseek(from, start, Seek::Hole) {
+            Ok(end) if end > start => end.min(length),
+            _ => length,
+        };
+        copy_extent(from, to, start, end)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn copy_extent(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> io::Result<()> {
+    while at < end {
+        match sys::copy_range(from, at, to, at, end - at) {
+            Ok(0) => return Ok(()),
+            Ok(n) => at += n,
+            Err(e)
+                if matches!(
+                    sys::errno(&e),
+                    sys::EXDEV | sys::EOPNOTSUPP | sys::EINVAL | sys::ENOSYS
+                ) =>
+            {
+                return copy_by_hand(from, to, at, end);
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> io::Result<()> {
+    let mut buffer = vec![0_u8; CHUNK];
+    while at < end {
+        let want = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+        let got = sys::pread(from, &mut buffer[..want], at)?;
+        if got == 0 {
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < got {
+            match sys::pwrite(to, &buffer[done..got], at + done as u64)? {
+                0 => return Err(io::Error::from_raw_os_error(sys::EIO)),
+                n => done += n,
+            }
+        }
+        at += got as u64;
+    }
+    Ok(())
+}

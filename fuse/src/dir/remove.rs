@@ -1,0 +1,259 @@
+//! unlink and rmdir: the name goes, and a whiteout takes its place where a lower layer shows it,
+//! in one step.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use super::{Held, discard, writes_dots};
+use crate::Overlay;
+use crate::error::{Context, Error, Result};
+use crate::inode::{Ino, Inode, UpperAt};
+use crate::namei::{Found, check_name};
+use crate::side;
+use crate::stack::Upper;
+use crate::sys;
+
+impl Overlay {
+    /// Removes a name that is not a directory's.
+    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let parent = self.dir_inode(parent, "unlink")?;
+        check_name(name)?;
+        let upper = self.writable("unlink")?;
+        loop {
+            let held = self.hold(&parent)?;
+            let found = self.present_name(&held, name, "unlink")?;
+            if found.stat.is_dir() {
+                return Err(Error::code("unlink", name, sys::EISDIR));
+            }
+            // A name of a hard-link group: the count of the others has to be right afterwards, which
+            // takes an upper file to keep it.
+            if found.state.upper.is_none() && found.stat.nlink > 1 && !held.view.lowers.is_empty() {
+                drop(held);
+                self.raise_group(&parent, name)?;
+                continue;
+            }
+            let inode = match found.state.group_nlink {
+                None => self.known(&parent, name, &found),
+                // The count has to be kept whether the kernel knows the file or not.
+                Some(_) => Some(self.intern(&parent, name, found.duplicate(), 1)),
+            };
+            let counted = inode.as_ref().filter(|_| found.state.group_nlink.is_some());
+            let counted = counted.map(|inode| inode.ino);
+            let done = self.unlink_held(upper, &parent, &held, (name, &found, inode));
+            drop(held);
+            if let Some(ino) = counted {
+                self.forget(ino, 1);
+            }
+            return done;
+        }
+    }
+
+    fn unlink_held(
+        &self,
+        upper: &Upper,
+        parent: &Arc<Inode>,
+        held: &Held<'_>,
+        (name, found, inode): (&OsStr, &Found, Option<Arc<Inode>>),
+    ) -> Result<()> {
+        if let (Some(inode), Some(lower)) = (&inode, &found.state.lower) {
+            if found.state.upper.is_some() {
+                self.materialize(inode, lower, (held.fd.as_fd(), name))?;
+            }
+        }
+        let below = sys::has(&*held.fd, name).on("unlink", name)?;
+        let in_upper = below.is_some();
+        if let Some(inode) = inode.as_ref().filter(|_| in_upper) {
+            self.pin(inode, parent, held, name)?;
+        }
+        let last = below.is_some_and(|stat| stat.nlink == 1);
+        let kind = if last { found.stat.kind() } else { sys::S_IFREG };
+        let records = side::records(upper, (held.fd.as_fd(), name), kind);
+        self.hide(upper, held, name, in_upper).on("unlink", name)?;
+        side::drop_records(upper, &records);
+        if let Some(inode) = inode {
+            inode.state.lock().drop_link(parent, name);
+            self.count_group(&inode, -1)?;
+        }
+        Ok(())
+    }
+
+    /// Copies the whole group of a lower name up, so that its count can be kept.
+    fn raise_group(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<()> {
+        let Some(inode) = self.child(parent, name)? else {
+            return Ok(());
+        };
+        let done = self.copy_up(&inode);
+        let ino = inode.ino;
+        drop(inode);
+        self.forget(ino, 1);
+        done
+    }
+
+    /// Takes the name out of the merged view: the upper object goes, and what a lower layer shows
+    /// is covered.
+    pub(crate) fn hide(
+        &self,
+        upper: &Upper,
+        held: &Held<'_>,
+        name: &OsStr,
+        in_upper: bool,
+    ) -> io::Result<()> {
+        let dir = held.fd.as_fd();
+        let covers = self.lower_has(&held.view, name)?;
+        match (in_upper, covers) {
+            (false, _) => upper.dialect.write(dir, name),
+            (true, false) => sys::unlink(dir, name),
+            (true, true) if writes_dots(upper) => {
+                upper.dialect.write(dir, name)?;
+                sys::unlink(dir, name)
+            }
+            (true, true) => self.swap_for_whiteout(upper, held, name),
+        }
+    }
+
+    /// Moves an upper object to the work directory and leaves a device whiteout, in one step.
+    fn swap_for_whiteout(&self, upper: &Upper, held: &Held<'_>, name: &OsStr) -> io::Result<()> {
+        let temp = upper.work.temp();
+        if upper.rename_whiteout {
+            return sys::rename(&*held.fd, name, temp.dir(), temp.name(), sys::RENAME_WHITEOUT);
+        }
+        sys::mknod(temp.dir(), temp.name(), sys::S_IFCHR, 0)?;
+        if upper.exchange {
+            return sys::rename(temp.dir(), temp.name(), &*held.fd, name, sys::RENAME_EXCHANGE);
+        }
+        sys::rename(temp.dir(), temp.name(), &*held.fd, name, 0)
+    }
+
+    /// Keeps hold of an upper object about to lose a name, if the kernel still knows it and no
+    /// other name is known: the filesystem cannot give its number to somebody else meanwhile.
+    pub(crate) fn pin(
+        &self,
+        inode: &Arc<Inode>,
+        parent: &Arc<Inode>,
+        held: &Held<'_>,
+        name: &OsStr,
+    ) -> Result<()> {
+        let last = {
+            let state = inode.state.lock();
+            matches!(state.upper, Some(UpperAt::Named))
+                && state.links.len() <= 1
+                && state.has_link(parent, name)
+        };
+        if last {
+            let fd = sys::open(&*held.fd, name, sys::O_PATH).on("open", name)?;
+            inode.state.lock().upper = Some(UpperAt::Pinned(Arc::new(fd)));
+        }
+        Ok(())
+    }
+
+    /// What a name stands for, or ENOENT. The directory is held.
+    pub(crate) fn present_name(
+        &self,
+        held: &Held<'_>,
+        name: &OsStr,
+        op: &'static str,
+    ) -> Result<Found> {
+        self.resolve(&held.view, name)
+            .on(op, name)?
+            .ok_or_else(|| Error::code(op, name, sys::ENOENT))
+    }
+
+    /// The inode of a name, if the kernel knows it.
+    pub(crate) fn known(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+        found: &Found,
+    ) -> Option<Arc<Inode>> {
+        let salt = crate::namei::hash_place(parent.ino, name);
+        let mut number = found.number;
+        let many = found.stat.nlink > 1 || found.state.group_nlink.is_some();
+        loop {
+            let inode = self.table.get(Ino(number))?;
+            let linked = !inode.is_dir() && many && number == found.number;
+            if inode.kind == found.stat.kind() && (inode.has_link(parent, name) || linked) {
+                return Some(inode);
+            }
+            number = self.numbers.other(number, salt);
+        }
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let parent = self.dir_inode(parent, "rmdir")?;
+        check_name(name)?;
+        let upper = self.writable("rmdir")?;
+        let held = self.hold(&parent)?;
+        let found = self.present_name(&held, name, "rmdir")?;
+        if !found.stat.is_dir() {
+            return Err(Error::code("rmdir", name, sys::ENOTDIR));
+        }
+        // The inode gives the lock that keeps names from appearing in the directory meanwhile.
+        let inode = self.intern(&parent, name, found, 1);
+        let done = self.rmdir_held(upper, &parent, &held, (name, &inode));
+        drop(held);
+        let ino = inode.ino;
+        drop(inode);
+        self.forget(ino, 1);
+        done
+    }
+
+    fn rmdir_held(
+        &self,
+        upper: &Upper,
+        parent: &Arc<Inode>,
+        held: &Held<'_>,
+        (name, inode): (&OsStr, &Arc<Inode>),
+    ) -> Result<()> {
+        let inside = self.view_below(inode, held, name)?;
+        let _guard = inode.dir().map(|dir| dir.ns.write());
+        if !self.is_empty(&inside).on("rmdir", name)? {
+            return Err(Error::code("rmdir", name, sys::ENOTEMPTY));
+        }
+        let covers = self.lower_has(&held.view, name).on("rmdir", name)?;
+        match &inside.upper {
+            None => upper.dialect.write(held.fd.as_fd(), name).on("rmdir", name)?,
+            Some(_) => self.remove_upper_dir(upper, held, name, covers).on("rmdir", name)?,
+        }
+        bury(inode, inside.upper);
+        inode.state.lock().drop_link(parent, name);
+        Ok(())
+    }
+
+    /// Removes an upper directory that may still hold whiteouts.
+    fn remove_upper_dir(
+        &self,
+        upper: &Upper,
+        held: &Held<'_>,
+        name: &OsStr,
+        covers: bool,
+    ) -> io::Result<()> {
+        if covers && !writes_dots(upper) {
+            return self.swap_for_whiteout(upper, held, name);
+        }
+        if covers {
+            upper.dialect.write(held.fd.as_fd(), name)?;
+        }
+        match sys::rmdir(&*held.fd, name) {
+            Err(e) if matches!(sys::errno(&e), sys::ENOTEMPTY | sys::EEXIST) => {}
+            other => return other,
+        }
+        let temp = upper.work.temp();
+        let aside = temp.name().to_owned();
+        sys::rename(&*held.fd, name, temp.dir(), &aside, 0)?;
+        temp.keep();
+        discard(upper, &aside);
+        Ok(())
+    }
+}
+
+/// A directory that was removed lives on by its descriptor, and shows nothing of the layers below:
+/// the whiteouts that hid their names went with it.
+pub(crate) fn bury(inode: &Arc<Inode>, upper: Option<Arc<OwnedFd>>) {
+    let Some(fd) = upper else { return };
+    let mut state = inode.state.lock();
+    state.upper = Some(UpperAt::Pinned(fd));
+    state.lowers = Arc::default();
+}

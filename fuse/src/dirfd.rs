@@ -1,0 +1,88 @@
+//! Cached descriptors of directories, with a bound.
+//!
+//! A slot belongs to one directory of one layer and stays right whatever is renamed around it,
+//! since a descriptor names the object. The oldest slots are emptied when too many are full; their
+//! owners open the directory again when they need it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+
+/// One cached descriptor, or none for now.
+#[derive(Debug, Default)]
+pub struct Slot(Mutex<Option<Arc<OwnedFd>>>);
+
+/// All full slots, oldest first.
+#[derive(Debug)]
+pub(crate) struct DirFds {
+    limit: usize,
+    queue: Mutex<VecDeque<Weak<Slot>>>,
+}
+
+impl Slot {
+    /// The descriptor if it is cached.
+    pub(crate) fn get(&self) -> Option<Arc<OwnedFd>> {
+        self.0.lock().clone()
+    }
+}
+
+impl DirFds {
+    /// A cache of at most `limit` descriptors.
+    pub(crate) fn new(limit: usize) -> DirFds {
+        DirFds { limit: limit.max(16), queue: Mutex::default() }
+    }
+
+    /// The descriptor of a slot, opened by `open` when it is not cached.
+    pub(crate) fn get(
+        &self,
+        slot: &Arc<Slot>,
+        open: impl FnOnce() -> io::Result<OwnedFd>,
+    ) -> io::Result<Arc<OwnedFd>> {
+        if let Some(fd) = slot.get() {
+            return Ok(fd);
+        }
+        let fd = Arc::new(open()?);
+        self.fill(slot, fd.clone());
+        Ok(fd)
+    }
+
+    /// Puts a descriptor into a slot for good.
+    pub(crate) fn keep(&self, slot: &Slot, fd: Arc<OwnedFd>) {
+        *slot.0.lock() = Some(fd);
+    }
+
+    /// Puts a descriptor into a slot.
+    pub(crate) fn fill(&self, slot: &Arc<Slot>, fd: Arc<OwnedFd>) {
+        *slot.0.lock() = Some(fd);
+        let mut evicted = Vec::new();
+        {
+            let mut queue = self.queue.lock();
+            queue.push_back(Arc::downgrade(slot));
+            while queue.len() > self.limit {
+                evicted.extend(queue.pop_front());
+            }
+        }
+        for slot in evicted.iter().filter_map(Weak::upgrade) {
+            slot.0.lock().take();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_descriptor_goes_first() {
+        let cache = DirFds::new(16);
+        let slots: Vec<Arc<Slot>> = (0..20).map(|_| Arc::default()).collect();
+        for slot in &slots {
+            cache.get(slot, || Ok(std::fs::File::open("/")?.into())).unwrap();
+        }
+        let full: Vec<bool> = slots.iter().map(|s| s.get().is_some()).collect();
+        assert_eq!(full, [vec![false; 4], vec![true; 16]].concat());
+    }
+}

@@ -1,0 +1,280 @@
+//! File contents: open, read, write, fsync, fallocate, lseek, copy_file_range.
+//!
+//! Writes reach the upper layer only. The copy-up happens at the first write or change of length,
+//! not at open: most files opened for writing are truncated first, and what is about to be thrown
+//! away need not be copied. Opened data belongs to the inode, not to the handle, so a descriptor opened before a copy-up reads and maps the upper file
+//! after it, and one that outlives the last name goes on working.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::Overlay;
+use crate::error::{Context, Error, Result};
+use crate::inode::{Data, Ino, Inode, UpperAt};
+use crate::owner::Caller;
+use crate::sys::{self, Seek};
+
+impl Overlay {
+    /// Opens a file; pair with [`Overlay::release`].
+    pub fn open_file(&self, caller: Caller, ino: Ino, flags: i32) -> Result<()> {
+        let inode = self.inode(ino, "open")?;
+        let writes = flags & sys::O_ACCMODE != sys::O_RDONLY;
+        let truncates = flags & sys::O_TRUNC != 0;
+        if writes || truncates {
+            self.writable("open")?;
+        }
+        if truncates {
+            self.copy_up_data(&inode, Some(0))?;
+        }
+        // Opened at once: an object that cannot be opened fails the open and not the first read.
+        let data = self.data(&inode, truncates || (writes && !self.would_copy(&inode)))?;
+        if truncates {
+            sys::truncate(&data.fd, 0).on("truncate", inode.path())?;
+            if caller.uid != 0 {
+                self.drop_set_id(&inode, data.fd.as_fd())?;
+            }
+        }
+        inode.opens.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Ends one open; the data is closed with the last one.
+    pub fn release(&self, ino: Ino) {
+        let Some(inode) = self.table.get(ino) else {
+            return;
+        };
+        let before = inode
+            .opens
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |n| Some(n.saturating_sub(1)));
+        if matches!(before, Ok(0 | 1)) {
+            let mut state = inode.state.lock();
+            if inode.opens.load(Ordering::Acquire) == 0 {
+                let data = state.data.take();
+                drop(state);
+                drop(data);
+            }
+        }
+    }
+
+    /// The opened data of a file, of the upper one when it is to be written. The caller has copied
+    /// it up then.
+    pub(crate) fn data(&self, inode: &Arc<Inode>, write: bool) -> Result<Arc<Data>> {
+        if inode.kind != sys::S_IFREG {
+            let code = if inode.is_dir() { sys::EISDIR } else { sys::EINVAL };
+            return Err(Error::code("open", inode.path(), code));
+        }
+        let fits = |data: &Arc<Data>| if write { data.writes } else { data.reads };
+        if let Some(data) = inode.state.lock().data.as_ref().filter(|data| fits(data)) {
+            return Ok(data.clone());
+        }
+        let data = Arc::new(self.open_data(inode, write)?);
+        let mut state = inode.state.lock();
+        // A copy-up may have passed while the file was opened: what it left behind is not kept.
+        if data.writes || state.upper.is_none() || state.lower_data.is_some() {
+            state.data = Some(data.clone());
+        }
+        Ok(data)
+    }
+
+    fn open_data(&self, inode: &Arc<Inode>, write: bool) -> Result<Data> {
+        let (below, pin) = {
+            let state = inode.state.lock();
+            let pin = match &state.upper {
+                Some(UpperAt::Pinned(fd)) => Some(fd.clone()),
+                _ => None,
+            };
+            let lower = if state.upper.is_some() { None } else { state.lower.clone() };
+            (state.lower_data.clone().or(lower), pin)
+        };
+        let open = |flags: i32| {
+            let flags = flags | sys::O_NONBLOCK;
+            match (&below, &pin) {
+                (Some(file), _) => {
+                    self.lower_dir(&file.dir).and_then(|dir| sys::open(&*dir, &file.name, flags))
+                }
+                (None, Some(fd)) => sys::reopen(&**fd, flags),
+                (None, None) => self.at(inode, |dir, name| sys::open(dir, name, flags)),
+            }
+        };
+        if below.is_some() {
+            if write {
+                return Err(Error::code("open", inode.path(), sys::ESTALE));
+            }
+            let fd = open(sys::O_RDONLY).on("open", inode.path())?;
+            return Ok(Data { fd, reads: true, writes: false });
+        }
+        if let Ok(fd) = open(sys::O_RDWR) {
+            return Ok(Data { fd, reads: true, writes: true });
+        }
+        // The daemon may not be allowed both: an ordinary user's own file of mode 0400, say.
+        let flags = if write { sys::O_WRONLY } else { sys::O_RDONLY };
+        let fd = open(flags).on("open", inode.path())?;
+        Ok(Data { fd, reads: !write, writes: write })
+    }
+
+    /// Reads; a short count means the end of the file.
+    pub fn read(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let inode = self.inode(ino, "read")?;
+        let data = self.data(&inode, false)?;
+        sys::pread(&data.fd, buffer, offset).on("read", inode.path())
+    }
+
+    /// Reads what the page cache has; `None` when the disk would have to be asked.
+    pub fn read_cached(&self, ino: Ino, offset: u64, buffer: &mut [u8]) -> Option<usize> {
+        let inode = self.table.get(ino)?;
+        let data = self.data(&inode, false).ok()?;
+        let got = sys::pread_cached(&data.fd, buffer, offset).ok()?;
+        (got == buffer.len() || got == 0).then_some(got)
+    }
+
+    /// Writes. With `kill_set_id` the set-id bits fall, as they do when somebody without the right
+    /// to keep them writes to a local file.
+    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], kill_set_id: bool) -> Result<usize> {
+        let inode = self.inode(ino, "write")?;
+        self.copy_up_data(&inode, None)?;
+        let data = self.data(&inode, true)?;
+        let done = sys::pwrite(&data.fd, bytes, offset).on("write", inode.path())?;
+        if kill_set_id {
+            self.drop_set_id(&inode, data.fd.as_fd())?;
+        }
+        Ok(done)
+    }
+
+    /// Clears the set-user-id bit, and the set-group-id bit of a file its group may execute.
+    pub(crate) fn drop_set_id(&self, inode: &Arc<Inode>, fd: BorrowedFd<'_>) -> Result<()> {
+        if inode.plain_mode.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let attr = self.attr(inode)?;
+        let mut drop_bits = attr.mode & sys::S_ISUID;
+        if attr.mode & 0o010 != 0 {
+            drop_bits |= attr.mode & sys::S_ISGID;
+        }
+        if drop_bits != 0 {
+            let mode = attr.mode & !drop_bits & 0o7777;
+            if self.identity.uses_override() {
+                let set = crate::attr::SetAttr { mode: Some(mode), ..Default::default() };
+                self.set_override(inode, &set)?;
+            } else {
+                sys::chmod(fd, OsStr::new(""), mode).on("chmod", inode.path())?;
+            }
+        }
+        inode.plain_mode.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Target of a symlink.
+    pub fn readlink(&self, ino: Ino) -> Result<OsString> {
+        let inode = self.inode(ino, "readlink")?;
+        if inode.kind != sys::S_IFLNK {
+            return Err(Error::code("readlink", inode.path(), sys::EINVAL));
+        }
+        self.at(&inode, |dir, name| sys::readlink(dir, name)).on("readlink", inode.path())
+    }
+
+    fn syncs(&self) -> bool {
+        self.options.fsync && !self.options.volatile
+    }
+
+    /// Flushes a file; a lower one has nothing to flush.
+    pub fn fsync(&self, ino: Ino, datasync: bool) -> Result<()> {
+        let inode = self.inode(ino, "fsync")?;
+        if !self.syncs() || !inode.is_upper() || inode.kind != sys::S_IFREG {
+            return Ok(());
+        }
+        let data = match self.data(&inode, true) {
+            Ok(data) => data,
+            Err(_) => self.data(&inode, false)?,
+        };
+        sys::fsync(&data.fd, datasync).on("fsync", inode.path())
+    }
+
+    /// Flushes a directory: the upper one, if there is one.
+    pub fn fsyncdir(&self, ino: Ino, datasync: bool) -> Result<()> {
+        let inode = self.dir_inode(ino, "fsync")?;
+        let Some(dir) = self.upper_dir(&inode)?.filter(|_| self.syncs()) else {
+            return Ok(());
+        };
+        let open = sys::open(&*dir, OsStr::new("."), sys::O_RDONLY | sys::O_DIRECTORY);
+        open.and_then(|fd| sys::fsync(fd, datasync)).on("fsync", inode.path())
+    }
+
+    /// Flushes the filesystem of the upper layer.
+    pub fn syncfs(&self) -> Result<()> {
+        match self.stack.upper.as_ref().filter(|_| self.syncs()) {
+            Some(upper) => {
+                sys::open(&*upper.root, OsStr::new("."), sys::O_RDONLY | sys::O_DIRECTORY)
+                    .and_then(sys::syncfs)
+                    .on("sync", &upper.path)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Reserves, punches or moves ranges, as fallocate(2).
+    pub fn fallocate(&self, ino: Ino, mode: i32, offset: u64, length: u64) -> Result<()> {
+        let inode = self.inode(ino, "fallocate")?;
+        self.copy_up_data(&inode, None)?;
+        let data = self.data(&inode, true)?;
+        sys::fallocate(&data.fd, mode, offset, length).on("fallocate", inode.path())
+    }
+
+    /// The next data or hole, as lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
+    pub fn lseek(&self, ino: Ino, offset: i64, whence: i32) -> Result<i64> {
+        let inode = self.inode(ino, "lseek")?;
+        let what = match whence {
+            sys::SEEK_DATA => Seek::Data,
+            sys::SEEK_HOLE => Seek::Hole,
+            _ => return Err(Error::code("lseek", inode.path(), sys::EINVAL)),
+        };
+        let offset =
+            u64::try_from(offset).map_err(|_| Error::code("lseek", inode.path(), sys::ENXIO))?;
+        let data = self.data(&inode, false)?;
+        let at = sys::lseek(&data.fd, offset, what).on("lseek", inode.path())?;
+        i64::try_from(at).map_err(|_| Error::code("lseek", inode.path(), sys::EOVERFLOW))
+    }
+
+    /// Copies a range between two files inside the kernel.
+    #[allow(clippy::too_many_arguments, reason = "those of copy_file_range(2)")]
+    pub fn copy_file_range(
+        &self,
+        src: Ino,
+        src_offset: u64,
+        dst: Ino,
+        dst_offset: u64,
+        length: u64,
+    ) -> Result<u64> {
+        let (from, to) = (self.inode(src, "copy_file_range")?, self.inode(dst, "copy_file_range")?);
+        self.copy_up_data(&to, None)?;
+        let (source, target) = (self.data(&from, false)?, self.data(&to, true)?);
+        sys::copy_range(&source.fd, src_offset, &target.fd, dst_offset, length)
+            .on("copy_file_range", to.path())
+    }
+
+    /// A request on one inode that `lsattr`, `chattr` and `xfs_io` make; ENOTTY for all others.
+    pub fn ioctl(&self, ino: Ino, request: u32, input: &[u8], out_size: usize) -> Result<Vec<u8>> {
+        let inode = self.inode(ino, "ioctl")?;
+        match sys::ioctl_changes(request) {
+            None => return Err(Error::code("ioctl", inode.path(), sys::ENOTTY)),
+            Some(true) => self.copy_up_data(&inode, None)?,
+            Some(false) => {}
+        }
+        let flags = if inode.is_dir() {
+            sys::O_RDONLY | sys::O_DIRECTORY
+        } else {
+            sys::O_RDONLY | sys::O_NONBLOCK
+        };
+        if !inode.is_dir() && inode.kind != sys::S_IFREG {
+            return Err(Error::code("ioctl", inode.path(), sys::ENOTTY));
+        }
+        if !inode.is_dir() {
+            let data = self.data(&inode, false)?;
+            return sys::inode_ioctl(&data.fd, request, input, out_size).on("ioctl", inode.path());
+        }
+        let fd =
+            self.at(&inode, |dir, name| sys::open(dir, name, flags)).on("open", inode.path())?;
+        sys::inode_ioctl(fd, request, input, out_size).on("ioctl", inode.path())
+    }
+}

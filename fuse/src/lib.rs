@@ -1,0 +1,186 @@
+//! A userspace overlay filesystem.
+//!
+//! An overlay shows a stack of directories as one tree: read-only *lower* layers, top first, and at
+//! most one writable *upper* layer above them. What a name stands for is decided by the topmost
+//! layer that has it; directories of the same name merge. What is written goes to the upper layer:
+//! a lower object is *copied up* before it changes, a deletion leaves a *whiteout*, a directory that
+//! replaces a deleted one is *opaque*. The words and the marks on disk are those of the kernel's
+//! overlayfs document, and the kernel's overlay can mount what this crate wrote.
+//!
+//! [`Overlay`] is the whole filesystem, callable without a mount, a kernel or privilege. [`mount`]
+//! puts it behind a FUSE mount; that adapter knows the protocol and nothing else.
+//!
+//! | room | what it owns |
+//! |---|---|
+//! | [`options`] | text to options and back |
+//! | `stack`, `dirfd` | the opened layers; cached directory descriptors |
+//! | `inode`, `number` | the inode table; inode numbers |
+//! | `namei`, `redirect`, `metacopy`, `hardlink` | one name through the stack |
+//! | `dir`, `rename`, `copy_up` | changes of names; upper twins |
+//! | `file`, `attr`, `readdir`, `xattr` | contents, attributes, listings |
+//! | `whiteout`, `origin`, `side`, `workdir` | marks on disk; temporaries |
+//! | `owner`, `identity`, `acl` | who owns what |
+//! | `server`, `session` | the FUSE adapter and the life of a mount |
+//! | `sys` | system calls, and all unsafe code |
+
+pub mod acl;
+pub mod attr;
+mod copy_up;
+mod dir;
+mod dirfd;
+pub mod error;
+mod file;
+mod hardlink;
+mod identity;
+pub mod inode;
+mod metacopy;
+pub mod namei;
+mod number;
+pub mod options;
+pub mod origin;
+pub mod owner;
+mod place;
+pub mod readdir;
+mod redirect;
+mod rename;
+mod server;
+mod session;
+mod side;
+mod stack;
+#[allow(unsafe_code)]
+pub mod sys;
+pub mod whiteout;
+mod workdir;
+mod xattr;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+
+pub use error::{Error, Result};
+pub use options::Options;
+pub use session::{Session, mount};
+
+use dirfd::DirFds;
+use inode::{Ino, Inode, State, Table};
+use number::Numbers;
+use owner::Identity;
+use readdir::OpenDir;
+use stack::Stack;
+
+/// A mounted, or merely opened, overlay. Every method may be called from any thread.
+#[derive(Debug)]
+pub struct Overlay {
+    options: Options,
+    stack: Stack,
+    identity: Identity,
+    numbers: Numbers,
+    table: Table,
+    dir_fds: DirFds,
+    open_dirs: DashMap<u64, Arc<OpenDir>>,
+    next_handle: AtomicU64,
+    /// Held while names move between directories, before any directory's lock.
+    moves: Mutex<()>,
+    /// User and group that own what this process creates.
+    daemon_ids: (u32, u32),
+    /// Layers may change behind the mount: nothing is believed for longer than a request.
+    live: bool,
+}
+
+impl Overlay {
+    /// Opens the layers. The process's umask has to be 0 when objects are created; the server sees
+    /// to that, and so does this call.
+    pub fn open(options: &Options) -> Result<Overlay> {
+        sys::set_umask(0);
+        let limit = sys::raise_nofile();
+        let numbers = Numbers::new(options.ino32);
+        let stack = Stack::open(options, &numbers)?;
+        let dir_fds = DirFds::new(usize::try_from(limit / 4).unwrap_or(256).min(4096));
+        let root = place::root(&stack).map_err(|e| Error::new("open layers", "/", e))?;
+        let root = Arc::new(Inode::new(Ino::ROOT, sys::S_IFDIR, root));
+        if let (Some(upper), Some(dir)) = (&stack.upper, root.dir()) {
+            dir_fds.keep(&dir.slot, upper.root.clone());
+        }
+        Ok(Overlay {
+            identity: Identity::new(options),
+            numbers,
+            table: Table::new(root),
+            dir_fds,
+            open_dirs: DashMap::new(),
+            next_handle: AtomicU64::new(1),
+            moves: Mutex::new(()),
+            daemon_ids: sys::effective_ids(),
+            live: options.timeout.is_zero(),
+            options: options.clone(),
+            stack,
+        })
+    }
+
+    /// What the overlay was opened with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Whether there is no upper layer.
+    pub fn is_read_only(&self) -> bool {
+        self.stack.upper.is_none()
+    }
+
+    /// Inodes the kernel holds.
+    pub fn known_inodes(&self) -> usize {
+        self.table.count()
+    }
+
+    pub(crate) fn inode(&self, ino: Ino, op: &'static str) -> Result<Arc<Inode>> {
+        self.table.get(ino).ok_or_else(|| Error::code(op, "", sys::ESTALE))
+    }
+
+    pub(crate) fn dir_inode(&self, ino: Ino, op: &'static str) -> Result<Arc<Inode>> {
+        let inode = self.inode(ino, op)?;
+        if inode.is_dir() { Ok(inode) } else { Err(Error::code(op, inode.path(), sys::ENOTDIR)) }
+    }
+
+    /// What has to hold whenever no operation is under way; for tests.
+    pub fn check_invariants(&self) -> std::result::Result<(), String> {
+        for inode in self.table.all() {
+            check_inode(&inode)?;
+        }
+        if let Some(upper) = &self.stack.upper {
+            let left = sys::list(upper.work.dir()).map_err(|e| format!("work directory: {e}"))?;
+            if let Some(name) = left.iter().find(|name| name.name != "incompat") {
+                return Err(format!("work directory holds {:?}", name.name));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_inode(inode: &Arc<Inode>) -> std::result::Result<(), String> {
+    let state: std::result::Result<(), String> = {
+        let state = inode.state.lock();
+        check_state(inode, &state)
+    };
+    state
+}
+
+fn check_state(inode: &Inode, state: &State) -> std::result::Result<(), String> {
+    let number = inode.ino.0;
+    if inode.is_dir() && state.links.len() > 1 {
+        return Err(format!("directory {number} has {} names", state.links.len()));
+    }
+    if inode.is_dir() && state.lower.is_some() {
+        return Err(format!("directory {number} has a lower file"));
+    }
+    if state.upper.is_none() && state.lower.is_none() && state.lowers.is_empty() {
+        return Err(format!("inode {number} lives nowhere"));
+    }
+    if inode.opens.load(std::sync::atomic::Ordering::Relaxed) == 0
+        && state.data.is_some()
+        && !inode.is_dir()
+    {
+        log::debug!("inode {number} keeps data open while nobody has it open");
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! Metadata-only copies: an upper file with its own attributes and somebody else's data.
+//!
+//! A file that bears `overlay.metacopy` takes its data from the first regular file below it that
+//! bears none, by name or by redirect; data-only layers are reached by redirect alone (kernel
+//! document "overlayfs", metadata only copy up, data-only lower layers). Without such a file the
+//! answer is EIO: zeros are never served.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::Overlay;
+use crate::inode::{LowerDir, LowerFile};
+use crate::namei::View;
+use crate::redirect;
+use crate::sys::{self, Stat};
+use crate::whiteout::{self, Marks};
+
+/// Metacopies may stand on metacopies; a longer chain than this is an error.
+const MAX_CHAIN: usize = 512;
+
+impl Overlay {
+    /// The data of a metacopy found in `parent` as `name`, from the layers below `below`.
+    pub(crate) fn data_by_name(
+        &self,
+        parent: &View,
+        below: usize,
+        name: &OsStr,
+    ) -> io::Result<LowerFile> {
+        for dir in parent.lowers.iter().filter(|dir| dir.layer >= below) {
+            let fd = self.lower_dir(dir)?;
+            let Some(stat) = sys::has(&*fd, name)? else {
+                continue;
+            };
+            if stat.kind() != sys::S_IFREG {
+                break;
+            }
+            let marks = whiteout::marks(&*fd, name, self.stack.space)?;
+            if !marks.metacopy {
+                return Ok(LowerFile { dir: dir.clone(), name: name.to_owned() });
+            }
+            match marks.redirect.as_deref().and_then(redirect::parse) {
+                Some(redirect::Target::Absolute(path)) => {
+                    return self.data_by_path(dir.layer + 1, path);
+                }
+                Some(redirect::Target::Sibling(name)) => {
+                    return self.data_by_name(parent, dir.layer + 1, &name);
+                }
+                None => {}
+            }
+        }
+        Err(missing(name))
+    }
+
+    /// The data of a metacopy with an absolute redirect.
+    pub(crate) fn data_by_path(&self, below: usize, path: PathBuf) -> io::Result<LowerFile> {
+        let (mut from, mut path) = (below, path);
+        for _ in 0..MAX_CHAIN {
+            let Some((layer, marks)) = self.next_data(from, &path)? else {
+                break;
+            };
+            if !marks.metacopy || layer >= self.stack.visible {
+                let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
+                let name = path.file_name().map(OsString::from).unwrap_or_default();
+                let dir =
+                    LowerDir { layer, path: dir, xattr_whiteouts: false, slot: Arc::default() };
+                return Ok(LowerFile { dir: Arc::new(dir), name });
+            }
+            match marks.redirect.as_deref().and_then(redirect::parse) {
+                Some(redirect::Target::Absolute(target)) => path = target,
+                Some(redirect::Target::Sibling(name)) => path.set_file_name(name),
+                None => {}
+            }
+            from = layer + 1;
+        }
+        Err(missing(path.as_os_str()))
+    }
+
+    /// The next layer from `from` on that has a regular file at this path.
+    fn next_data(&self, from: usize, path: &Path) -> io::Result<Option<(usize, Marks)>> {
+        for layer in from..self.stack.layers.len() {
+            let (found, stop) = self.walk_layer(layer, path)?;
+            match found {
+                Some((stat, marks)) if stat.kind() == sys::S_IFREG => {
+                    return Ok(Some((layer, marks)));
+                }
+                Some(_) if layer < self.stack.visible => return Ok(None),
+                // What hides a name ends the search in the seen layers; the data-only ones remain.
+                _ if stop && layer < self.stack.visible => {
+                    return self.next_data(self.stack.visible, path);
+                }
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a copy-up of this file may leave the data where it is.
+    pub(crate) fn may_metacopy(&self, stat: &Stat) -> bool {
+        self.options.metacopy && stat.kind() == sys::S_IFREG && stat.size > 0 && stat.nlink == 1
+    }
+
+    /// Marks a file in the work directory as a metacopy of the data at `data`; false when the path
+    /// is too long for a redirect, so that the data has to be copied.
+    pub(crate) fn mark_metacopy(
+        &self,
+        dir: impl AsFd,
+        name: &OsStr,
+        data: &LowerFile,
+    ) -> io::Result<bool> {
+        let Some(value) = redirect::value(&data.dir.path.join(&data.name)) else {
+            return Ok(false);
+        };
+        let space = self.stack.space;
+        sys::set_xattr(dir.as_fd(), name, &space.key("redirect"), &value, 0)?;
+        sys::set_xattr(dir.as_fd(), name, &space.key("metacopy"), b"", 0)?;
+        Ok(true)
+    }
+}
+
+fn missing(name: &OsStr) -> io::Error {
+    log::warn!("{name:?}: its data is in no lower layer");
+    io::Error::from_raw_os_error(sys::EIO)
+}

@@ -1,0 +1,323 @@
+//! One name through the stack: upper object, lower objects, or nothing.
+//!
+//! The topmost object decides the kind. Only a directory lets the walk go on, and only directories
+//! join it; a whiteout, an opaque directory or another object ends it. No side effects on disk.
+
+mod walk;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use walk::{Pending, Walk};
+
+use crate::Overlay;
+use crate::attr::Attr;
+use crate::error::{Context, Error, Result};
+use crate::inode::{Ino, Inode, LowerDir, State, UpperAt};
+use crate::side;
+use crate::sys::{self, Stat};
+use crate::whiteout::{self, Marks};
+
+/// A name that was found, with its attributes. One lookup has been counted on its number.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// The attributes.
+    pub attr: Attr,
+}
+
+/// What a name stands for in the merged tree.
+#[derive(Debug)]
+pub struct Found {
+    /// Attributes of the topmost object.
+    pub stat: Stat,
+    /// Its inode number.
+    pub number: u64,
+    /// Where it lives.
+    pub state: State,
+}
+
+/// A directory's own places, taken together.
+#[derive(Debug)]
+pub struct View {
+    /// The upper directory.
+    pub upper: Option<Arc<OwnedFd>>,
+    /// The lower ones, top first.
+    pub lowers: Arc<[Arc<LowerDir>]>,
+    impure: bool,
+    xattr_whiteouts: bool,
+}
+
+/// What one layer says of a name.
+enum Step {
+    Miss,
+    Whiteout,
+    Other(Stat),
+    Dir(Stat, Marks),
+}
+
+impl Overlay {
+    /// Looks a name up.
+    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Entry> {
+        let parent = self.dir_inode(parent, "lookup")?;
+        check_name(name)?;
+        let inode =
+            self.child(&parent, name)?.ok_or_else(|| Error::code("lookup", name, sys::ENOENT))?;
+        match self.attr(&inode) {
+            Ok(attr) => Ok(Entry { attr }),
+            Err(e) => {
+                self.forget(inode.ino, 1);
+                Err(e)
+            }
+        }
+    }
+
+    /// Gives back `count` lookups of an inode.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        self.table.forget(ino, count);
+    }
+
+    /// The inode of a name, with a lookup counted; `None` when there is no such name.
+    pub(crate) fn child(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<Arc<Inode>>> {
+        loop {
+            let view = self.view(parent)?;
+            let _guard = parent.dir().map(|dir| dir.ns.read());
+            if view.is_stale(parent) {
+                continue;
+            }
+            let found = self.resolve(&view, name).on("lookup", name)?;
+            return Ok(found.map(|found| self.intern(parent, name, found, 1)));
+        }
+    }
+
+    /// The places of a directory; take it before the directory's lock and ask `is_stale` after.
+    pub(crate) fn view(&self, dir: &Arc<Inode>) -> Result<View> {
+        let upper = self.upper_dir(dir)?;
+        Ok(View::new(dir, upper))
+    }
+
+    /// What a name of a directory stands for. The directory's lock is held.
+    pub(crate) fn resolve(&self, parent: &View, name: &OsStr) -> io::Result<Option<Found>> {
+        if whiteout::is_dot(name) {
+            return Ok(None);
+        }
+        let mut walk = Walk::new(self, parent, name);
+        let Some(upper) = &parent.upper else {
+            return walk.lowers();
+        };
+        match self.step(upper.as_fd(), name, parent.xattr_whiteouts)? {
+            Step::Miss => {
+                walk.pending.push(Pending::Dot(upper.clone(), name.to_owned()));
+                walk.lowers()
+            }
+            Step::Whiteout => Ok(None),
+            Step::Other(stat) => self.upper_file(walk, upper.as_fd(), stat).map(Some),
+            Step::Dir(stat, marks) => {
+                if !marks.opaque && !parent.lowers.is_empty() {
+                    walk.pending.push(Pending::Dot(upper.clone(), name.to_owned()));
+                    let inside = sys::open(upper, name, sys::O_PATH | sys::O_DIRECTORY)?;
+                    walk.pending.push(Pending::OpaqueFile(inside));
+                }
+                walk.upper_dir(stat, marks)
+            }
+        }
+    }
+
+    /// Whether any lower layer shows this name, so that hiding it needs a whiteout.
+    pub(crate) fn lower_has(&self, parent: &View, name: &OsStr) -> io::Result<bool> {
+        for dir in parent.lowers.iter() {
+            let fd = self.lower_dir(dir)?;
+            match self.step(fd.as_fd(), name, dir.xattr_whiteouts)? {
+                Step::Miss if whiteout::has_dot(fd.as_fd(), name)? => return Ok(false),
+                Step::Miss => {}
+                Step::Whiteout => return Ok(false),
+                Step::Other(_) | Step::Dir(..) => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    fn step(&self, dir: BorrowedFd<'_>, name: &OsStr, xattr_whiteouts: bool) -> io::Result<Step> {
+        let stat = match sys::stat(dir, name) {
+            Ok(stat) => stat,
+            Err(e) if matches!(sys::errno(&e), sys::ENOENT | sys::ENOTDIR) => {
+                return Ok(Step::Miss);
+            }
+            Err(e) => return Err(e),
+        };
+        if stat.is_dir() {
+            return Ok(Step::Dir(stat, whiteout::marks(dir, name, self.stack.space)?));
+        }
+        if whiteout::is_whiteout(dir, name, &stat, xattr_whiteouts)? {
+            return Ok(Step::Whiteout);
+        }
+        Ok(Step::Other(stat))
+    }
+
+    /// An upper object that is no directory: its origin, hard-link group and data.
+    fn upper_file(&self, mut walk: Walk<'_>, dir: BorrowedFd<'_>, stat: Stat) -> io::Result<Found> {
+        let name = walk.name.clone();
+        let sparse = looks_empty(&stat);
+        let mut found = Found {
+            stat,
+            number: self.numbers.of(stat.dev, stat.ino),
+            state: State { upper: Some(UpperAt::Named), ..State::default() },
+        };
+        if !walk.parent.impure && !sparse && stat.nlink < 2 {
+            return Ok(found);
+        }
+        let Some(upper) = &self.stack.upper else { return Ok(found) };
+        let marks = side::marks(upper, (dir, &name), stat.kind())?;
+        refuse_foreign(&marks, sparse)?;
+        if let Some(origin) = &marks.origin {
+            found.state.has_origin = true;
+            found.number = self.numbers.of_origin(origin).unwrap_or(found.number);
+            if stat.nlink > 1 {
+                self.join_group(&mut found, origin, &marks)?;
+            }
+        }
+        if marks.metacopy && sparse {
+            found.state.lower_data = Some(walk.data(&marks)?);
+        }
+        Ok(found)
+    }
+
+    /// Puts what was found into the inode table and counts `lookups` on it. The lock of the parent
+    /// is held, so nobody changes the name meanwhile.
+    pub(crate) fn intern(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+        found: Found,
+        lookups: u64,
+    ) -> Arc<Inode> {
+        let kind = found.stat.kind();
+        let many = found.stat.nlink > 1 || found.state.group_nlink.is_some();
+        // Asked here, since no system call is made under the table's lock.
+        let pinned = self.table.get(Ino(found.number));
+        let pinned = pinned.filter(|known| is_pinned_to(known, &found.stat));
+        let same = |known: &Arc<Inode>| {
+            known.kind == kind
+                && (known.has_link(parent, name)
+                    || (kind != sys::S_IFDIR
+                        && known.ino.0 == found.number
+                        && (many
+                            || pinned.as_ref().is_some_and(|pinned| Arc::ptr_eq(pinned, known)))))
+        };
+        let salt = hash_place(parent.ino, name);
+        let inode = self.table.intern(
+            (found.number, lookups),
+            same,
+            |number| self.numbers.other(number, salt),
+            |ino| {
+                let mut state = State { lowers: found.state.lowers.clone(), ..State::default() };
+                copy_state(&mut state, &found.state);
+                state.add_link(parent, name);
+                Inode::new(ino, kind, state)
+            },
+        );
+        let mut state = inode.state.lock();
+        state.add_link(parent, name);
+        if matches!(state.upper, Some(UpperAt::Pinned(_))) && found.state.upper.is_some() {
+            // It lost the names the kernel knew, but has this one.
+            state.upper = found.state.upper.clone();
+        }
+        if self.live {
+            copy_state(&mut state, &found.state);
+            state.lowers = found.state.lowers.clone();
+        }
+        drop(state);
+        inode
+    }
+}
+
+/// Whether an inode that lost all names we know of is this object of the upper filesystem.
+fn is_pinned_to(inode: &Inode, stat: &Stat) -> bool {
+    let pin = match &inode.state.lock().upper {
+        Some(UpperAt::Pinned(pin)) => pin.clone(),
+        _ => return false,
+    };
+    sys::fstat(&*pin).is_ok_and(|own| own.nlink > 0 && (own.dev, own.ino) == (stat.dev, stat.ino))
+}
+
+/// Takes over what a lookup learnt of an object's place.
+fn copy_state(state: &mut State, found: &State) {
+    state.upper = found.upper.clone();
+    state.lower = found.lower.clone();
+    state.lower_data = found.lower_data.clone();
+    state.group_nlink = found.group_nlink;
+    state.impure = found.impure;
+    state.xattr_whiteouts = found.xattr_whiteouts;
+    state.has_origin = found.has_origin;
+    state.redirected = found.redirected;
+}
+
+/// A file with length and without blocks may be a metacopy; no other file is asked.
+fn looks_empty(stat: &Stat) -> bool {
+    stat.kind() == sys::S_IFREG && stat.size > 0 && stat.blocks.saturating_mul(512) < stat.size
+}
+
+fn refuse_foreign(marks: &Marks, sparse: bool) -> io::Result<()> {
+    if marks.foreign_metacopy && sparse && !marks.metacopy {
+        log::warn!(
+            "a file bears a metacopy mark of the other namespace; mount with userxattr to read it"
+        );
+        return Err(io::Error::from_raw_os_error(sys::EIO));
+    }
+    Ok(())
+}
+
+/// A name is one component of at most 255 bytes.
+pub(crate) fn check_name(name: &OsStr) -> Result<()> {
+    if name.len() > 255 {
+        return Err(Error::code("lookup", name, sys::ENAMETOOLONG));
+    }
+    Ok(())
+}
+
+pub(crate) fn hash_place(parent: Ino, name: &OsStr) -> u64 {
+    // FNV-1a: the result has to be the same at every mount.
+    name.as_bytes().iter().fold(parent.0 ^ 0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+impl Found {
+    /// The same once more.
+    pub(crate) fn duplicate(&self) -> Found {
+        let mut state = State { lowers: self.state.lowers.clone(), ..State::default() };
+        copy_state(&mut state, &self.state);
+        Found { stat: self.stat, number: self.number, state }
+    }
+}
+
+impl View {
+    /// The places of a directory whose upper one is `upper`.
+    pub(crate) fn new(dir: &Inode, upper: Option<Arc<OwnedFd>>) -> View {
+        let state = dir.state.lock();
+        View {
+            upper,
+            lowers: state.lowers.clone(),
+            impure: state.impure,
+            xattr_whiteouts: state.xattr_whiteouts,
+        }
+    }
+
+    /// Whether upper objects may have a number that is not their own.
+    pub(crate) fn impure(&self) -> bool {
+        self.impure
+    }
+
+    /// Whether the upper directory may hold xattr whiteouts.
+    pub(crate) fn xattr_whiteouts(&self) -> bool {
+        self.xattr_whiteouts
+    }
+
+    /// Whether the directory was copied up since the view was taken.
+    pub(crate) fn is_stale(&self, dir: &Inode) -> bool {
+        let state = dir.state.lock();
+        self.upper.is_none() != state.upper.is_none() || self.lowers.len() != state.lowers.len()
+    }
+}

@@ -1,0 +1,257 @@
+//! The way of one name down the lower layers.
+//!
+//! Marks that matter only if a layer below has the name (a `.wh.NAME` file, the opaque file) are
+//! looked for when it turns out that one has: a name the top layer settles costs no such look.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Found, Step, View, looks_empty, refuse_foreign};
+use crate::Overlay;
+use crate::inode::{LowerDir, LowerFile, State, UpperAt};
+use crate::redirect;
+use crate::sys::{self, Stat};
+use crate::whiteout::{self, Marks};
+
+/// A mark that matters only if a lower layer has the name, so it is looked for then.
+pub(super) enum Pending {
+    /// `.wh.NAME` in this directory.
+    Dot(Arc<OwnedFd>, OsString),
+    /// The opaque file in this directory.
+    OpaqueFile(OwnedFd),
+}
+
+/// The walk of one name down the stack.
+pub(super) struct Walk<'a> {
+    overlay: &'a Overlay,
+    pub(super) parent: &'a View,
+    /// The name, or what a relative redirect made of it.
+    pub(super) name: OsString,
+    /// Where an absolute redirect leads, from the layer roots.
+    absolute: Option<PathBuf>,
+    /// The first layer an absolute redirect applies to.
+    below: usize,
+    pub(super) pending: Vec<Pending>,
+    dirs: Vec<Arc<LowerDir>>,
+    first_lower: Option<Stat>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(overlay: &'a Overlay, parent: &'a View, name: &OsStr) -> Walk<'a> {
+        Walk {
+            overlay,
+            parent,
+            name: name.to_owned(),
+            absolute: None,
+            below: 0,
+            pending: Vec::new(),
+            dirs: Vec::new(),
+            first_lower: None,
+        }
+    }
+
+    /// An upper directory: what it merges with, and its number.
+    pub(super) fn upper_dir(mut self, stat: Stat, marks: Marks) -> io::Result<Option<Found>> {
+        self.follow(&marks, 0);
+        let origin =
+            marks.origin.as_ref().and_then(|origin| self.overlay.numbers.of_origin(origin));
+        let has_origin = marks.origin.is_some();
+        let redirected = marks.redirect.is_some();
+        let numbers = &self.overlay.numbers;
+        let own = numbers.of(stat.dev, stat.ino);
+        if !marks.opaque {
+            self.collect_dirs()?;
+        }
+        let lower = self.first_lower.map(|lower| numbers.of(lower.dev, lower.ino));
+        let state = State {
+            upper: Some(UpperAt::Named),
+            lowers: self.dirs.into(),
+            impure: marks.impure,
+            xattr_whiteouts: marks.xattr_whiteouts,
+            has_origin,
+            redirected,
+            ..State::default()
+        };
+        Ok(Some(Found { stat, number: lower.or(origin).unwrap_or(own), state }))
+    }
+
+    /// The name in the lower layers only.
+    pub(super) fn lowers(mut self) -> io::Result<Option<Found>> {
+        for dir in self.parent.lowers.clone().iter() {
+            let fd = self.overlay.lower_dir(dir)?;
+            match self.overlay.step(fd.as_fd(), &self.name, dir.xattr_whiteouts)? {
+                Step::Miss => self.pending.push(Pending::Dot(fd, self.name.clone())),
+                Step::Whiteout => return Ok(None),
+                _ if self.is_hidden()? => return Ok(None),
+                Step::Other(stat) => return self.lower_file(dir, fd.as_fd(), stat).map(Some),
+                Step::Dir(stat, marks) => return self.lower_dir(dir, stat, &marks).map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    fn lower_dir(mut self, dir: &Arc<LowerDir>, stat: Stat, marks: &Marks) -> io::Result<Found> {
+        self.push_dir(dir.layer, dir.path.join(&self.name), marks, stat)?;
+        if !marks.opaque {
+            self.collect_dirs()?;
+        }
+        let number = self.overlay.numbers.of(stat.dev, stat.ino);
+        Ok(Found { stat, number, state: State { lowers: self.dirs.into(), ..State::default() } })
+    }
+
+    fn lower_file(
+        mut self,
+        dir: &Arc<LowerDir>,
+        fd: BorrowedFd<'_>,
+        stat: Stat,
+    ) -> io::Result<Found> {
+        let overlay = self.overlay;
+        let mut found = Found {
+            stat,
+            number: overlay.numbers.of(stat.dev, stat.ino),
+            state: State {
+                lower: Some(LowerFile { dir: dir.clone(), name: self.name.clone() }),
+                ..State::default()
+            },
+        };
+        if stat.nlink > 1 {
+            overlay.find_group(&mut found, fd, &self.name)?;
+        }
+        if looks_empty(&stat) {
+            let marks = whiteout::marks(fd, &self.name, overlay.stack.space)?;
+            refuse_foreign(&marks, true)?;
+            if marks.metacopy {
+                self.below = dir.layer + 1;
+                found.state.lower_data = Some(self.data(&marks)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes the redirect of an object into account for the layers below `layer`.
+    fn follow(&mut self, marks: &Marks, layer: usize) {
+        let Some(target) = marks.redirect.as_deref() else {
+            return;
+        };
+        // A `.wh.NAME` is about the name the object has now, not about where it came from.
+        self.pending.retain(|pending| matches!(pending, Pending::OpaqueFile(_)));
+        match redirect::parse(target) {
+            Some(redirect::Target::Absolute(path)) => {
+                self.absolute = Some(path);
+                self.below = layer;
+            }
+            Some(redirect::Target::Sibling(name)) => self.name = name,
+            None => log::warn!("redirect {target:?} is malformed and not followed"),
+        }
+    }
+
+    /// Collects the directories of the layers that are left.
+    fn collect_dirs(&mut self) -> io::Result<()> {
+        if self.absolute.is_some() {
+            return self.collect_absolute();
+        }
+        let done = self.dirs.last().map_or(0, |dir| dir.layer + 1);
+        for dir in self.parent.lowers.clone().iter().filter(|dir| dir.layer >= done) {
+            let fd = self.overlay.lower_dir(dir)?;
+            match self.overlay.step(fd.as_fd(), &self.name, dir.xattr_whiteouts)? {
+                Step::Miss => self.pending.push(Pending::Dot(fd, self.name.clone())),
+                Step::Whiteout => break,
+                _ if self.is_hidden()? => break,
+                Step::Other(_) => break,
+                Step::Dir(stat, marks) => {
+                    self.push_dir(dir.layer, dir.path.join(&self.name), &marks, stat)?;
+                    if marks.opaque {
+                        break;
+                    }
+                    if self.absolute.is_some() {
+                        return self.collect_absolute();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Collects the directories an absolute redirect names, layer by layer.
+    fn collect_absolute(&mut self) -> io::Result<()> {
+        while let Some(path) = self.absolute.clone() {
+            let from = self.below;
+            self.absolute = None;
+            for layer in from..self.overlay.stack.visible {
+                let (found, stop) = self.overlay.walk_layer(layer, &path)?;
+                if let Some((stat, marks)) = found {
+                    if !stat.is_dir() || self.is_hidden()? {
+                        return Ok(());
+                    }
+                    self.push_dir(layer, path.clone(), &marks, stat)?;
+                    if marks.opaque {
+                        return Ok(());
+                    }
+                }
+                if stop {
+                    return Ok(());
+                }
+                if self.absolute.is_some() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn push_dir(
+        &mut self,
+        layer: usize,
+        path: PathBuf,
+        marks: &Marks,
+        stat: Stat,
+    ) -> io::Result<()> {
+        let dir = Arc::new(LowerDir {
+            layer,
+            path,
+            xattr_whiteouts: marks.xattr_whiteouts,
+            slot: Arc::default(),
+        });
+        self.first_lower.get_or_insert(stat);
+        if !marks.opaque && layer + 1 < self.overlay.stack.visible {
+            let fd = self.overlay.lower_dir(&dir)?;
+            if let Some(parent) = self.parent.lowers.iter().find(|parent| parent.layer == layer) {
+                if self.absolute.is_none() {
+                    self.pending
+                        .push(Pending::Dot(self.overlay.lower_dir(parent)?, self.name.clone()));
+                }
+            }
+            self.pending.push(Pending::OpaqueFile(sys::open(&fd, OsStr::new(""), sys::O_PATH)?));
+        }
+        self.dirs.push(dir);
+        self.follow(marks, layer + 1);
+        Ok(())
+    }
+
+    /// Whether a mark in a layer above hides what was just found.
+    fn is_hidden(&mut self) -> io::Result<bool> {
+        for pending in self.pending.drain(..) {
+            let hidden = match pending {
+                Pending::Dot(dir, name) => whiteout::has_dot(dir.as_fd(), &name)?,
+                Pending::OpaqueFile(dir) => whiteout::has_opaque_file(dir.as_fd())?,
+            };
+            if hidden {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The file that has the data of a metacopy: the first regular one below it that is no metacopy.
+    pub(super) fn data(&mut self, marks: &Marks) -> io::Result<LowerFile> {
+        let below = self.below;
+        self.follow(marks, below);
+        match self.absolute.take() {
+            Some(path) => self.overlay.data_by_path(below, path),
+            None => self.overlay.data_by_name(self.parent, below, &self.name),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Text of a `-o` list <-> `Options`. Pure: no file is looked at, no process state read.
+//!
+//! The grammar is the union of the kernel overlay's options, fuse-overlayfs's, and the
+//! generic words of mount(8), so that one list serves any caller. An option nobody knows
+//! becomes a warning; a known option with a bad value is an error, and so is an option
+//! that asks for something which cannot be honoured: a layer or a check that was asked
+//! for is never silently missing.
+//!
+//! `Options::parse` checks each option by itself, `Options::validate` the whole.
+
+mod idmap;
+mod item;
+mod parse;
+mod show;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use idmap::{IdMap, IdRange};
+
+/// How long names and attributes are cached when nothing else was asked for: for ever in
+/// practice, since nobody else may change the layers.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1_000_000_000);
+
+/// Everything a mount can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Lower layers, top first.
+    pub lowers: Vec<PathBuf>,
+    /// Data-only lowers, top first: after `::` in `lowerdir`, or `datadir+`.
+    pub data_lowers: Vec<PathBuf>,
+    /// The writable layer; without one the mount is read-only.
+    pub upper: Option<PathBuf>,
+    /// Scratch directory on the file system of the upper; present exactly when it is.
+    pub work: Option<PathBuf>,
+    /// Where the overlay's own extended attributes live.
+    pub namespace: Namespace,
+    /// What renaming a directory that has a lower part does.
+    pub redirect_dir: RedirectDir,
+    /// Copy-up of metadata alone.
+    pub metacopy: bool,
+    /// Nothing is synced, and a marker in work says so.
+    pub volatile: bool,
+    /// False: fsync is answered without acting.
+    pub fsync: bool,
+    /// The form in which deletions are written.
+    pub whiteouts: Whiteouts,
+    /// User ids on disk and as presented.
+    pub uid_map: IdMap,
+    /// Group ids on disk and as presented.
+    pub gid_map: IdMap,
+    /// Everything is presented as owned by this user.
+    pub squash_uid: Option<u32>,
+    /// Everything is presented as owned by this group.
+    pub squash_gid: Option<u32>,
+    /// Presents ids that have no name in our user namespace, which stat shows as the overflow id,
+    /// as this one, and gives it to their copies. For views of a host's own tree.
+    pub squash_unmapped: Option<u32>,
+    /// Whether owner and mode are kept in an extended attribute.
+    pub xattr_permissions: XattrPermissions,
+    /// How long the kernel may cache names and attributes; zero is a live view of layers
+    /// that change underneath.
+    pub timeout: Duration,
+    /// Directories show a link count of 1.
+    pub static_nlink: bool,
+    /// POSIX ACLs are not supported on the mount.
+    pub noacl: bool,
+    /// Inode numbers fit 32 bits.
+    pub ino32: bool,
+    /// Extended attributes are not supported on the mount.
+    pub noxattrs: bool,
+    /// What goes to the mount call.
+    pub mount: MountFlags,
+    /// What was not understood, one text each; not part of the `-o` text.
+    pub warnings: Vec<String>,
+}
+
+/// Where the overlay's own extended attributes live (`userxattr` of the kernel overlay).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Namespace {
+    /// Trusted with the privilege for it, user otherwise.
+    #[default]
+    Auto,
+    /// `trusted.overlay.`
+    Trusted,
+    /// `user.overlay.`
+    User,
+}
+
+/// What renaming a directory that has a lower part does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum RedirectDir {
+    /// Redirects in the trusted namespace, whole copies in the user one.
+    #[default]
+    Auto,
+    /// A redirect is written.
+    On,
+    /// EXDEV, as the kernel overlay answers without redirects.
+    Off,
+    /// The directory is copied up whole.
+    Copy,
+}
+
+/// The form in which deletions are written; every form is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Whiteouts {
+    /// Devices when a probe at mount proves them, `.wh.` files otherwise.
+    #[default]
+    Auto,
+    /// Character devices 0:0.
+    Device,
+    /// `.wh.` files.
+    Dot,
+}
+
+/// Whether owner and mode are kept in an extended attribute (`xattr_permissions=` of
+/// fuse-overlayfs).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum XattrPermissions {
+    /// 0: in the inode.
+    #[default]
+    Off,
+    /// 1: in an attribute of the security namespace.
+    Security,
+    /// 2: in an attribute of the user namespace.
+    User,
+}
+
+/// What goes to the mount call. `None` is "not said".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountFlags {
+    /// Source shown in the mount table.
+    pub fsname: Option<String>,
+    /// Type shown after `fuse.` in the mount table.
+    pub subtype: Option<String>,
+    /// `ro`
+    pub read_only: bool,
+    /// `suid`, `nosuid`
+    pub suid: Option<bool>,
+    /// `dev`, `nodev`
+    pub dev: Option<bool>,
+    /// `exec`, `noexec`
+    pub exec: Option<bool>,
+    /// `atime` (also `relatime`, `strictatime`), `noatime`
+    pub atime: Option<bool>,
+    /// `diratime`, `nodiratime`
+    pub diratime: Option<bool>,
+    /// `sync`, `async`
+    pub sync: bool,
+    /// `dirsync`
+    pub dirsync: bool,
+    /// `allow_other`, `noallow_other`
+    pub allow_other: Option<bool>,
+    /// `allow_root`
+    pub allow_root: bool,
+    /// Largest write request, bytes.
+    pub max_write: Option<u32>,
+    /// Largest read request, bytes.
+    pub max_read: Option<u32>,
+    /// Every request is logged.
+    pub debug: bool,
+    /// SELinux `context=`, `fscontext=`, `defcontext=` and `rootcontext=`, verbatim with
+    /// name and quotes, joined by commas.
+    pub context: Option<String>,
+}
+
+/// An option that cannot be accepted. Displays as one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OptionError {
+    /// The option's name.
+    pub option: String,
+    /// What is wrong and what is expected.
+    pub why: String,
+}
+
+impl Options {
+    /// Reads one `-o` list; several lists are joined by commas first. Later options win,
+    /// so defaults go in front.
+    pub fn parse(list: impl AsRef<OsStr>) -> Result<Options, OptionError> {
+        parse::parse(list.as_ref())
+    }
+
+    /// Whether the options make a mount together: a lower, work exactly when there is an
+    /// upper, no empty path.
+    pub fn validate(&self) -> Result<(), OptionError> {
+        if self.lowers.is_empty() {
+            return Err(OptionError::new("lowerdir", "missing; expected at least one lower layer"));
+        }
+        match (&self.upper, &self.work) {
+            (Some(_), None) => {
+                return Err(OptionError::new(
+                    "workdir",
+                    "missing; an upperdir needs one, on its file system",
+                ));
+            }
+            (None, Some(_)) => {
+                return Err(OptionError::new(
+                    "workdir",
+                    "given without upperdir; expected both or neither",
+                ));
+            }
+            _ => {}
+        }
+        let named = [("lowerdir", &self.lowers), ("datadir", &self.data_lowers)];
+        let layers =
+            named.iter().flat_map(|(name, paths)| paths.iter().map(move |path| (*name, path)));
+        let upper = self.upper.iter().map(|path| ("upperdir", path));
+        let work = self.work.iter().map(|path| ("workdir", path));
+        match layers.chain(upper).chain(work).find(|(_, path)| path.as_os_str().is_empty()) {
+            Some((name, _)) => Err(OptionError::new(name, "empty path; expected a directory")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            lowers: Vec::new(),
+            data_lowers: Vec::new(),
+            upper: None,
+            work: None,
+            namespace: Namespace::Auto,
+            redirect_dir: RedirectDir::Auto,
+            metacopy: false,
+            volatile: false,
+            fsync: true,
+            whiteouts: Whiteouts::Auto,
+            uid_map: IdMap::default(),
+            gid_map: IdMap::default(),
+            squash_uid: None,
+            squash_gid: None,
+            squash_unmapped: None,
+            xattr_permissions: XattrPermissions::Off,
+            timeout: DEFAULT_TIMEOUT,
+            static_nlink: false,
+            noacl: false,
+            ino32: false,
+            noxattrs: false,
+            mount: MountFlags::default(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl OptionError {
+    pub(super) fn new(option: impl Into<String>, why: impl Into<String>) -> Self {
+        OptionError { option: option.into(), why: why.into() }
+    }
+}
+
+impl fmt::Display for OptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "option '{}': {}", self.option, self.why)
+    }
+}
+
+impl std::error::Error for OptionError {}

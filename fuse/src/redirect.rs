@@ -1,0 +1,123 @@
+//! Moved directories and metacopies: where their lower part really is.
+//!
+//! The `overlay.redirect` xattr holds an absolute path from the root of the overlay, or one name
+//! beside the object's own (kernel document "overlayfs", redirect_dir).
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use crate::Overlay;
+use crate::inode::Inode;
+use crate::sys::{self, Stat};
+use crate::whiteout::{self, Marks};
+
+/// Longest redirect the kernel writes or follows (`OVL_REDIRECT_MAX`).
+pub(crate) const MAX: usize = 256;
+
+/// Where a redirect leads.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// A path from the root of each lower layer, without the leading slash.
+    Absolute(PathBuf),
+    /// Another name in the same directory.
+    Sibling(OsString),
+}
+
+/// Reads the value of a redirect; `None` for one that names no place below the root.
+pub(crate) fn parse(value: &OsStr) -> Option<Target> {
+    let bytes = value.as_bytes();
+    let plain =
+        |part: &[u8]| !part.is_empty() && part != b"." && part != b".." && !part.contains(&0);
+    let Some(path) = bytes.strip_prefix(b"/") else {
+        let ok = plain(bytes) && !bytes.contains(&b'/');
+        return ok.then(|| Target::Sibling(value.to_owned()));
+    };
+    path.split(|&b| b == b'/')
+        .all(plain)
+        .then(|| Target::Absolute(PathBuf::from(OsString::from_vec(path.to_vec()))))
+}
+
+/// The redirect for a directory whose lower part is at `path` from the layer roots.
+pub(crate) fn value(path: &Path) -> Option<Vec<u8>> {
+    let mut value = vec![b'/'];
+    value.extend_from_slice(path.as_os_str().as_bytes());
+    (value.len() <= MAX).then_some(value)
+}
+
+impl Overlay {
+    /// Walks a path inside one lower layer, name by name. Returns the object, if the layer has it,
+    /// and whether something on the way hides the layers below.
+    pub(crate) fn walk_layer(
+        &self,
+        layer: usize,
+        path: &Path,
+    ) -> io::Result<(Option<(Stat, Marks)>, bool)> {
+        let mut dir =
+            Arc::new(sys::open(&self.stack.layers[layer].root, OsStr::new(""), sys::O_PATH)?);
+        let (mut stop, mut xattr_whiteouts) = (false, false);
+        let mut parts = path.components().peekable();
+        while let Some(Component::Normal(name)) = parts.next() {
+            let Some(stat) = sys::has(&*dir, name)? else {
+                return Ok((None, stop || whiteout::has_dot(dir.as_fd(), name)?));
+            };
+            if whiteout::is_whiteout(dir.as_fd(), name, &stat, xattr_whiteouts)? {
+                return Ok((None, true));
+            }
+            let marks = whiteout::marks(dir.as_fd(), name, self.stack.space)?;
+            stop |= whiteout::has_dot(dir.as_fd(), name)?;
+            if parts.peek().is_none() {
+                return Ok((Some((stat, marks)), stop));
+            }
+            if !stat.is_dir() {
+                return Ok((None, true));
+            }
+            dir = Arc::new(sys::open(&*dir, name, sys::O_PATH | sys::O_DIRECTORY)?);
+            stop |= marks.opaque || whiteout::has_opaque_file(dir.as_fd())?;
+            xattr_whiteouts = marks.xattr_whiteouts;
+        }
+        Ok((None, stop))
+    }
+
+    /// The redirect that keeps a directory's lower part when it moves: its topmost lower path.
+    pub(crate) fn redirect_of(&self, dir: &Arc<Inode>) -> Option<Vec<u8>> {
+        let state = dir.state.lock();
+        let first = state.lowers.first()?;
+        // One record can name one path only: parts that lie at another one would be lost.
+        let same = state.lowers.iter().all(|lower| lower.path == first.path);
+        if same { value(&first.path) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_stay_below_the_root() {
+        let absolute = |s: &str| Some(Target::Absolute(PathBuf::from(s)));
+        for (value, target) in [
+            ("/a/b", absolute("a/b")),
+            ("/a", absolute("a")),
+            ("b", Some(Target::Sibling("b".into()))),
+            ("/", None),
+            ("", None),
+            ("a/b", None),
+            ("..", None),
+            ("/a/../b", None),
+            ("/a//b", None),
+            ("/./a", None),
+        ] {
+            assert_eq!(parse(OsStr::new(value)), target, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn long_redirects_are_not_written() {
+        assert!(value(Path::new(&"x".repeat(255))).is_some());
+        assert!(value(Path::new(&"x".repeat(256))).is_none());
+    }
+}

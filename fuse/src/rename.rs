@@ -1,0 +1,490 @@
+//! rename with all flags: both names change or neither.
+//!
+//! What is renamed is copied up first. A directory with a lower part gets a redirect, where the
+//! kernel that may read the upper directory later follows one; otherwise everything below it is
+//! copied up and the directory made opaque, each step invisible to others, so that what moves is
+//! an upper directory and nothing else. The whiteout left behind is part of the same system call.
+//!
+//! Locks: `Overlay::moves` while two directories are concerned, so that ancestry is stable; then
+//! the directories' own locks, ancestor first, otherwise ascending numbers; then the lock of a
+//! directory about to be replaced. Nothing is copied while any of them is held.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use parking_lot::RwLockWriteGuard;
+
+use crate::Overlay;
+use crate::copy_up::restore_times;
+use crate::dir::{Held, bury, writes_dots};
+use crate::error::{Context, Error, Result};
+use crate::inode::{Ino, Inode, UpperAt};
+use crate::namei::{View, check_name};
+use crate::options::RedirectDir;
+use crate::stack::Upper;
+use crate::sys;
+use crate::whiteout::{self, Space};
+
+/// One side of a rename: a directory, a name, and what is there.
+struct Side<'a> {
+    dir: &'a Arc<Inode>,
+    name: &'a OsStr,
+    inode: Option<Arc<Inode>>,
+}
+
+/// An inode with a lookup counted, given back on drop.
+struct Counted<'a> {
+    overlay: &'a Overlay,
+    ino: Option<Ino>,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if let Some(ino) = self.ino {
+            self.overlay.forget(ino, 1);
+        }
+    }
+}
+
+impl Overlay {
+    /// Moves a name. `flags` are those of renameat2(2); `RENAME_WHITEOUT` is refused, as the
+    /// kernel's overlay refuses it.
+    #[allow(clippy::too_many_arguments, reason = "those of renameat2(2)")]
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new_parent: Ino,
+        new_name: &OsStr,
+        flags: u32,
+    ) -> Result<()> {
+        let from = self.dir_inode(parent, "rename")?;
+        let to = self.dir_inode(new_parent, "rename")?;
+        check_name(name)?;
+        check_name(new_name)?;
+        let exchange = flags & sys::RENAME_EXCHANGE != 0;
+        let noreplace = flags & sys::RENAME_NOREPLACE != 0;
+        if flags & !(sys::RENAME_EXCHANGE | sys::RENAME_NOREPLACE) != 0 || (exchange && noreplace) {
+            return Err(Error::code("rename", name, sys::EINVAL));
+        }
+        self.writable("rename")?;
+        if whiteout::is_dot(new_name) {
+            return Err(Error::code("rename", new_name, sys::EINVAL));
+        }
+        while !self.try_rename((&from, name), (&to, new_name), flags)? {}
+        Ok(())
+    }
+
+    /// Bytes that moving this name would copy first; as good as endless for a whole directory.
+    pub(crate) fn rename_cost(&self, parent: Ino, name: &OsStr) -> u64 {
+        let Some(parent) = self.table.get(parent) else {
+            return 0;
+        };
+        let Ok(Some(inode)) = self.child(&parent, name) else {
+            return 0;
+        };
+        let cost = if inode.is_dir() && !inode.state.lock().lowers.is_empty() {
+            u64::MAX
+        } else {
+            self.copy_cost(inode.ino)
+        };
+        self.forget(inode.ino, 1);
+        cost
+    }
+
+    /// One attempt; false when somebody changed what was looked at before the locks were taken.
+    fn try_rename(
+        &self,
+        from: (&Arc<Inode>, &OsStr),
+        to: (&Arc<Inode>, &OsStr),
+        flags: u32,
+    ) -> Result<bool> {
+        let source = self.side(from)?;
+        let _source = self.counted(&source);
+        let target = self.side(to)?;
+        let _target = self.counted(&target);
+        let Some(moved) = source.inode.clone() else {
+            return Err(Error::code("rename", source.name, sys::ENOENT));
+        };
+        if !check_pair(&source, &target, flags)? {
+            return Ok(true);
+        }
+        self.prepare(&moved)?;
+        if let Some(other) = &target.inode {
+            if flags & sys::RENAME_EXCHANGE != 0 {
+                self.prepare(other)?;
+            } else if self.needs_group(other)? {
+                self.copy_up(other)?;
+            }
+        }
+        self.copy_up(source.dir)?;
+        self.copy_up(target.dir)?;
+        self.locked(&source, &target, flags)
+    }
+
+    fn side<'a>(&self, (dir, name): (&'a Arc<Inode>, &'a OsStr)) -> Result<Side<'a>> {
+        Ok(Side { dir, name, inode: self.child(dir, name)? })
+    }
+
+    fn counted(&self, side: &Side<'_>) -> Counted<'_> {
+        Counted { overlay: self, ino: side.inode.as_ref().map(|inode| inode.ino) }
+    }
+
+    /// Makes an object fit to be renamed: it has an upper twin, and a directory's lower part comes
+    /// along.
+    fn prepare(&self, inode: &Arc<Inode>) -> Result<()> {
+        if !inode.is_dir() {
+            // A metacopy finds its data by its name unless it bears a redirect; it gets the data.
+            return self.copy_up_data(inode, None);
+        }
+        let merged = !inode.state.lock().lowers.is_empty();
+        let (redirect, whole) = match self.options.redirect_dir {
+            _ if !merged => return self.copy_up(inode),
+            RedirectDir::Off => return Err(Error::code("rename", inode.path(), sys::EXDEV)),
+            RedirectDir::Copy => (None, true),
+            RedirectDir::Auto => (self.redirect_of(inode), self.stack.space != Space::Trusted),
+            RedirectDir::On => (self.redirect_of(inode), self.stack.space == Space::None),
+        };
+        let Some(value) = redirect.filter(|_| !whole) else {
+            return self.copy_whole(inode);
+        };
+        self.copy_up(inode)?;
+        let key = self.stack.space.key("redirect");
+        self.at(inode, |dir, name| sys::set_xattr(dir, name, &key, &value, 0))
+            .on("redirect", inode.path())?;
+        inode.state.lock().redirected = true;
+        Ok(())
+    }
+
+    /// Copies everything below a directory up and makes it opaque, so that it has no lower part.
+    fn copy_whole(&self, dir: &Arc<Inode>) -> Result<()> {
+        self.copy_up(dir)?;
+        if dir.state.lock().lowers.is_empty() {
+            return Ok(());
+        }
+        let view = self.view(dir)?;
+        for entry in self.merge(&view).on("copy directory", dir.path())? {
+            let Some(child) = self.child(dir, &entry.name)? else {
+                continue;
+            };
+            let _counted = Counted { overlay: self, ino: Some(child.ino) };
+            if child.is_dir() {
+                self.copy_whole(&child)?;
+            } else {
+                self.copy_up_data(&child, None)?;
+                let held = self.hold(dir)?;
+                let side = Side { dir, name: &entry.name, inode: Some(child.clone()) };
+                self.name_group(&held, &side)?;
+            }
+        }
+        self.seal(dir)
+    }
+
+    /// Gives a name of a hard-link group that only a lower layer has to the upper layer, so that
+    /// what happens to the name next is counted with the upper links.
+    fn name_group(&self, held: &Held<'_>, side: &Side<'_>) -> Result<()> {
+        let Some(inode) = side.inode.as_ref().filter(|inode| !inode.is_dir()) else {
+            return Ok(());
+        };
+        let Some(found) = self.resolve(&held.view, side.name).on("lookup", side.name)? else {
+            return Ok(());
+        };
+        if let (Some(UpperAt::Index(_)), Some(lower)) = (&found.state.upper, &found.state.lower) {
+            self.mark_impure(side.dir, held.fd.as_fd()).on("link", side.name)?;
+            self.materialize(inode, lower, (held.fd.as_fd(), side.name))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a directory opaque whose lower names all have upper twins or whiteouts by now.
+    fn seal(&self, dir: &Arc<Inode>) -> Result<()> {
+        let upper = self.writable("rename")?;
+        let held = self.hold(dir)?;
+        let (here, top) = (held.fd.as_fd(), OsStr::new(""));
+        if let Some(lower) = held.view.lowers.first() {
+            let lower = self.lower_dir(lower).on("open", dir.path())?;
+            let dev = sys::fstat(&*lower).on("stat", dir.path())?.dev;
+            if let Some(origin) = self.origin_of(lower.as_fd(), top, dev) {
+                self.write_origin(here, top, &origin).on("set origin", dir.path())?;
+            }
+        }
+        upper.dialect.set_opaque(here, top).on("make opaque", dir.path())?;
+        let mut state = dir.state.lock();
+        state.lowers = Arc::default();
+        state.has_origin = true;
+        drop(state);
+        let before = sys::fstat(here).on("stat", dir.path())?;
+        for entry in sys::list(here).on("list", dir.path())? {
+            let dot = whiteout::dot_target(&entry.name).is_some();
+            let device = entry.kind == sys::S_IFCHR
+                && sys::stat(here, &entry.name).is_ok_and(|stat| whiteout::is_device(&stat));
+            if dot || device {
+                sys::unlink(here, &entry.name).on("remove whiteout", &entry.name)?;
+            }
+        }
+        restore_times(here, &before).on("set times", dir.path())
+    }
+
+    /// Takes the locks, looks again, and moves.
+    fn locked(&self, source: &Side<'_>, target: &Side<'_>, flags: u32) -> Result<bool> {
+        let two = !Arc::ptr_eq(source.dir, target.dir);
+        let _moves = two.then(|| self.moves.lock());
+        check_ancestry(source, target, flags & sys::RENAME_EXCHANGE != 0)?;
+        let views = (self.view(source.dir)?, self.view(target.dir)?);
+        let (first, second) = lock_both(source.dir, target.dir);
+        if views.0.is_stale(source.dir) || views.1.is_stale(target.dir) {
+            return Ok(false);
+        }
+        let from = self.held(source.dir, views.0, first)?;
+        let to = self.held(target.dir, views.1, second)?;
+        if !self.still(&from, source)? || !self.still(&to, target)? {
+            return Ok(false);
+        }
+        let upper = self.writable("rename")?;
+        if flags & sys::RENAME_EXCHANGE != 0 {
+            self.exchange(upper, (&from, source), (&to, target))?;
+        } else {
+            self.replace(upper, (&from, source), (&to, target))?;
+        }
+        Ok(true)
+    }
+
+    /// Whether a name stands for the same object as before the locks were taken.
+    fn still(&self, held: &Held<'_>, side: &Side<'_>) -> Result<bool> {
+        let now = self.resolve(&held.view, side.name).on("rename", side.name)?;
+        Ok(match (&side.inode, now) {
+            (None, None) => true,
+            (Some(inode), Some(found)) => self
+                .known(side.dir, side.name, &found)
+                .is_some_and(|known| Arc::ptr_eq(&known, inode)),
+            _ => false,
+        })
+    }
+
+    /// What an object needs in its new place before it gets there: its own names only, and the mark
+    /// by which its number is found.
+    fn outfit(
+        &self,
+        upper: &Upper,
+        from: (&Held<'_>, &Side<'_>),
+        to: (&Held<'_>, &Side<'_>),
+    ) -> Result<()> {
+        let ((here, side), (there, place)) = (from, to);
+        let Some(inode) = &side.inode else {
+            return Ok(());
+        };
+        let name = side.name;
+        self.name_group(here, side)?;
+        let (merged, has_origin) = {
+            let state = inode.state.lock();
+            (!state.lowers.is_empty(), state.has_origin)
+        };
+        if merged || has_origin {
+            self.mark_impure(place.dir, there.fd.as_fd()).on("rename", place.name)?;
+        }
+        if inode.is_dir()
+            && !merged
+            && self.lower_has(&there.view, place.name).on("rename", place.name)?
+        {
+            upper.dialect.set_opaque(here.fd.as_fd(), name).on("make opaque", name)?;
+        }
+        Ok(())
+    }
+
+    fn exchange(
+        &self,
+        upper: &Upper,
+        from: (&Held<'_>, &Side<'_>),
+        to: (&Held<'_>, &Side<'_>),
+    ) -> Result<()> {
+        self.outfit(upper, from, to)?;
+        self.outfit(upper, to, from)?;
+        let (a, b) = (from.1, to.1);
+        sys::rename(&*from.0.fd, a.name, &*to.0.fd, b.name, sys::RENAME_EXCHANGE)
+            .on("exchange", a.name)?;
+        if let (Some(one), Some(other)) = (&a.inode, &b.inode) {
+            if !Arc::ptr_eq(one, other) {
+                move_link(one, a, b);
+                move_link(other, b, a);
+            }
+        }
+        Ok(())
+    }
+
+    fn replace(
+        &self,
+        upper: &Upper,
+        from: (&Held<'_>, &Side<'_>),
+        to: (&Held<'_>, &Side<'_>),
+    ) -> Result<()> {
+        let ((here, source), (there, target)) = (from, to);
+        let mut gone: Option<View> = None;
+        let guard: Option<RwLockWriteGuard<'_, ()>> =
+            match target.inode.as_ref().filter(|inode| inode.is_dir()) {
+                None => None,
+                Some(inode) => {
+                    let inside = self.view_below(inode, there, target.name)?;
+                    let guard = inode.dir().map(|dir| dir.ns.write());
+                    if !self.is_empty(&inside).on("rename", target.name)? {
+                        return Err(Error::code("rename", target.name, sys::ENOTEMPTY));
+                    }
+                    gone = Some(inside);
+                    guard
+                }
+            };
+        self.outfit(upper, from, to)?;
+        self.clear_target(upper, there, target)?;
+        let covers = self.lower_has(&here.view, source.name).on("rename", source.name)?;
+        self.shift(upper, (here, source.name), (there, target.name), covers)
+            .on("rename", source.name)?;
+        self.retire(target, gone)?;
+        drop(guard);
+        if let Some(inode) = &source.inode {
+            move_link(inode, source, target);
+        }
+        Ok(())
+    }
+
+    /// Pins an upper object that is about to be replaced, and empties a directory of whiteouts.
+    fn clear_target(&self, upper: &Upper, there: &Held<'_>, target: &Side<'_>) -> Result<()> {
+        let Some(inode) = &target.inode else {
+            return Ok(());
+        };
+        self.name_group(there, target)?;
+        if sys::has(&*there.fd, target.name).on("rename", target.name)?.is_none() {
+            return Ok(());
+        }
+        if !inode.is_dir() {
+            return self.pin(inode, target.dir, there, target.name);
+        }
+        let inside = sys::open(&*there.fd, target.name, sys::O_PATH | sys::O_DIRECTORY)
+            .on("open", target.name)?;
+        if sys::list(&inside).on("list", target.name)?.is_empty() {
+            return Ok(());
+        }
+        let temp = upper.work.temp();
+        let swap = || -> io::Result<()> {
+            sys::mkdir(temp.dir(), temp.name(), 0o700)?;
+            upper.dialect.set_opaque(temp.dir(), temp.name())?;
+            let stat = sys::fstat(&inside)?;
+            sys::chown(temp.dir(), temp.name(), Some(stat.uid), Some(stat.gid))?;
+            sys::chmod(temp.dir(), temp.name(), stat.mode)?;
+            crate::xattr::copy((inside.as_fd(), OsStr::new("")), (temp.dir(), temp.name()))?;
+            sys::rename(temp.dir(), temp.name(), &*there.fd, target.name, sys::RENAME_EXCHANGE)
+        };
+        swap().on("clear directory", target.name)
+    }
+
+    /// The rename itself, with the whiteout that is left behind in the same call.
+    fn shift(
+        &self,
+        upper: &Upper,
+        (here, name): (&Held<'_>, &OsStr),
+        (there, new_name): (&Held<'_>, &OsStr),
+        covers: bool,
+    ) -> io::Result<()> {
+        let occupant = sys::has(&*there.fd, new_name)?;
+        let onto_device = occupant.is_some_and(|stat| whiteout::is_device(&stat));
+        let is_dir = sys::stat(&*here.fd, name)?.is_dir();
+        let go = |flags: u32| sys::rename(&*here.fd, name, &*there.fd, new_name, flags);
+        if onto_device && (is_dir || covers) && upper.exchange {
+            go(sys::RENAME_EXCHANGE)?;
+            if !covers {
+                sys::unlink(&*here.fd, name)?;
+            }
+            return Ok(());
+        }
+        if onto_device && is_dir {
+            sys::unlink(&*there.fd, new_name)?;
+        }
+        if covers && writes_dots(upper) {
+            upper.dialect.write(here.fd.as_fd(), name)?;
+            go(0)?;
+        } else if covers && upper.rename_whiteout {
+            go(sys::RENAME_WHITEOUT)?;
+        } else {
+            go(0)?;
+            if covers {
+                upper.dialect.write(here.fd.as_fd(), name)?;
+            }
+        }
+        upper.dialect.clear_dot(there.fd.as_fd(), new_name)
+    }
+
+    /// Takes the name from what was replaced.
+    fn retire(&self, target: &Side<'_>, gone: Option<View>) -> Result<()> {
+        let Some(inode) = &target.inode else {
+            return Ok(());
+        };
+        inode.state.lock().drop_link(target.dir, target.name);
+        if inode.is_dir() {
+            bury(inode, gone.and_then(|view| view.upper));
+        }
+        self.count_group(inode, -1)
+    }
+}
+
+fn move_link(inode: &Arc<Inode>, from: &Side<'_>, to: &Side<'_>) {
+    let mut state = inode.state.lock();
+    state.drop_link(from.dir, from.name);
+    state.add_link(to.dir, to.name);
+}
+
+/// Refuses what no rename may do, in the order of the kernel's own checks (fs/namei.c); false when
+/// both names are the same object already.
+fn check_pair(source: &Side<'_>, target: &Side<'_>, flags: u32) -> Result<bool> {
+    let refuse = |code| Err(Error::code("rename", target.name, code));
+    let exchange = flags & sys::RENAME_EXCHANGE != 0;
+    if target.inode.is_some() && flags & sys::RENAME_NOREPLACE != 0 {
+        return refuse(sys::EEXIST);
+    }
+    if target.inode.is_none() && exchange {
+        return refuse(sys::ENOENT);
+    }
+    check_ancestry(source, target, exchange)?;
+    let (Some(moved), Some(other)) = (&source.inode, &target.inode) else { return Ok(true) };
+    if Arc::ptr_eq(moved, other) {
+        return Ok(false);
+    }
+    match (moved.is_dir(), other.is_dir()) {
+        _ if exchange => Ok(true),
+        (true, false) => refuse(sys::ENOTDIR),
+        (false, true) => refuse(sys::EISDIR),
+        _ => Ok(true),
+    }
+}
+
+/// A directory cannot move below itself, nor take the place of one it is in.
+fn check_ancestry(source: &Side<'_>, target: &Side<'_>, exchange: bool) -> Result<()> {
+    let is_above = |side: &Side<'_>, dir: &Arc<Inode>| {
+        side.inode.as_ref().is_some_and(|inode| inode.is_dir() && dir.is_below(inode))
+    };
+    if is_above(source, target.dir) {
+        return Err(Error::code("rename", source.name, sys::EINVAL));
+    }
+    if is_above(target, source.dir) {
+        let code = if exchange { sys::EINVAL } else { sys::ENOTEMPTY };
+        return Err(Error::code("rename", target.name, code));
+    }
+    Ok(())
+}
+
+/// Locks two directories in order; the second guard is none when they are one.
+fn lock_both<'a>(
+    a: &'a Arc<Inode>,
+    b: &'a Arc<Inode>,
+) -> (Option<RwLockWriteGuard<'a, ()>>, Option<RwLockWriteGuard<'a, ()>>) {
+    let lock = |inode: &'a Arc<Inode>| inode.dir().map(|dir| dir.ns.write());
+    if Arc::ptr_eq(a, b) {
+        return (lock(a), None);
+    }
+    let a_first = b.is_below(a) || (!a.is_below(b) && a.ino < b.ino);
+    if a_first {
+        let first = lock(a);
+        return (first, lock(b));
+    }
+    let second = lock(b);
+    (lock(a), second)
+}

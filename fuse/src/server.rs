@@ -1,0 +1,107 @@
+//! The classic transport: fuser's requests to the core's calls and back. No semantics here.
+//!
+//! One request, one reply; an error is logged once. What may take long (copying data up, flushing,
+//! reading what is not cached, long listings) goes to other threads, so that the one that receives
+//! requests is there for the next. Nothing here may panic: a dead server is a dead container.
+
+mod convert;
+mod pool;
+mod reply;
+mod requests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{Errno, InitFlags, KernelConfig};
+
+use crate::error::{Error, Result};
+use crate::{Overlay, sys};
+use pool::Pool;
+
+/// Bytes in one read or write request at most; the kernel allows 256 pages.
+const MAX_WRITE: u32 = 1 << 20;
+/// Copying more than this is left to another thread: below it, waking one costs more.
+const INLINE_COPY: u64 = 128 * 1024;
+
+/// The adapter.
+#[derive(Debug)]
+pub(crate) struct Server {
+    core: Arc<Overlay>,
+    pool: Arc<Pool>,
+    ttl: Duration,
+}
+
+impl Server {
+    /// An adapter for an overlay.
+    pub(crate) fn new(core: Arc<Overlay>) -> Server {
+        Server { ttl: core.options().timeout, core, pool: Arc::new(Pool::new()) }
+    }
+
+    /// Names the kernel may keep without asking, and for how long.
+    fn is_live(&self) -> bool {
+        self.ttl.is_zero()
+    }
+
+    /// Runs `job` here when it is quick, on another thread otherwise.
+    fn dispatch(&self, slow: bool, job: impl FnOnce(&Overlay) + Send + 'static) {
+        if !slow {
+            return job(&self.core);
+        }
+        let core = self.core.clone();
+        self.pool.run(Box::new(move || job(&core)));
+    }
+
+    /// Whether changing an object copies much data first.
+    fn copies(&self, ino: fuser::INodeNo) -> bool {
+        self.core.copy_cost(crate::inode::Ino(ino.0)) > INLINE_COPY
+    }
+
+    /// Asks for what helps. Not for `FUSE_ATOMIC_O_TRUNC`: with it the kernel has us truncate a
+    /// file before it finds out that somebody executes it (ETXTBSY).
+    fn negotiate(&self, config: &mut KernelConfig) {
+        let mut wanted = InitFlags::FUSE_ASYNC_READ
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_DONT_MASK
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_HAS_IOCTL_DIR;
+        if !self.core.options().noacl {
+            wanted |= InitFlags::FUSE_POSIX_ACL;
+        }
+        if self.is_live() {
+            wanted |= InitFlags::FUSE_AUTO_INVAL_DATA;
+        } else {
+            wanted |= InitFlags::FUSE_CACHE_SYMLINKS;
+        }
+        if let Err(missing) = config.add_capabilities(wanted & config.capabilities()) {
+            log::debug!("capabilities not granted: {missing:?}");
+        }
+        let max_write =
+            self.core.options().mount.max_write.unwrap_or(MAX_WRITE).clamp(4096, MAX_WRITE);
+        for (what, done) in [
+            ("max_write", config.set_max_write(max_write).is_ok()),
+            ("max_background", config.set_max_background(64).is_ok()),
+        ] {
+            if !done {
+                log::debug!("{what} keeps its default");
+            }
+        }
+    }
+}
+
+/// Logs an error where somebody may look for it, and gives the number for the kernel.
+fn fail(error: &Error) -> Errno {
+    let code = error.errno();
+    match code {
+        sys::EIO | sys::ENOSPC | sys::EMFILE | sys::ESTALE => log::warn!("{error}"),
+        _ => log::debug!("{error}"),
+    }
+    Errno::from_i32(code)
+}
+
+/// Gives an error's number, or passes the value on.
+fn checked<T>(result: Result<T>) -> std::result::Result<T, Errno> {
+    result.map_err(|error| fail(&error))
+}

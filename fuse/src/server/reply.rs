@@ -1,0 +1,132 @@
+//! How the core's answers are put into fuser's replies.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use fuser::{
+    Errno, FopenFlags, Generation, INodeNo, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr, Request,
+};
+
+use super::{Server, checked, convert, fail};
+use crate::inode::Ino;
+use crate::namei::Entry;
+use crate::owner::Caller;
+use crate::{Overlay, Result, sys};
+
+/// Numbers are not given to another object while the kernel holds them, so one generation will do.
+pub(super) const GENERATION: Generation = Generation(0);
+
+thread_local! {
+    /// The buffer of the reads of this thread.
+    pub(super) static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+pub(super) fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), umask }
+}
+
+pub(super) fn ino(ino: INodeNo) -> Ino {
+    Ino(ino.0)
+}
+
+pub(super) fn reply_empty(reply: ReplyEmpty, result: Result<()>) {
+    match checked(result) {
+        Ok(()) => reply.ok(),
+        Err(code) => reply.error(code),
+    }
+}
+
+pub(super) fn reply_write(reply: ReplyWrite, result: Result<u64>) {
+    match checked(result) {
+        Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
+        Err(code) => reply.error(code),
+    }
+}
+
+/// xattr values and lists: the size alone when none was given, ERANGE when it does not fit.
+pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
+    match checked(result) {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::from_i32(sys::ERANGE)),
+        Ok(value) => reply.data(&value),
+        Err(code) => reply.error(code),
+    }
+}
+
+pub(super) fn reply_read(core: &Overlay, reply: ReplyData, ino: Ino, offset: u64, size: u32) {
+    BUFFER.with_borrow_mut(|buffer| {
+        buffer.resize(size as usize, 0);
+        match checked(core.read(ino, offset, buffer)) {
+            Ok(count) => reply.data(&buffer[..count]),
+            Err(code) => reply.error(code),
+        }
+    });
+}
+
+impl Server {
+    pub(super) fn reply_entry(&self, reply: ReplyEntry, result: Result<Entry>) {
+        match checked(result) {
+            Ok(entry) => reply.entry(&self.ttl, &convert::attr(&entry.attr), GENERATION),
+            Err(code) => reply.error(code),
+        }
+    }
+
+    pub(super) fn file_flags(&self) -> FopenFlags {
+        if self.is_live() { FopenFlags::empty() } else { FopenFlags::FOPEN_KEEP_CACHE }
+    }
+}
+
+/// The names of a listing from a position on, as many as fit.
+pub(super) fn reply_listing(core: &Overlay, mut reply: ReplyDirectory, handle: u64, offset: u64) {
+    let listing = match checked(core.read_dir_at(handle, offset)) {
+        Ok(listing) => listing,
+        Err(code) => return reply.error(code),
+    };
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    for (at, entry) in listing.iter().enumerate().skip(start) {
+        let next = at as u64 + 1;
+        if reply.add(INodeNo(entry.ino.0), next, convert::kind(entry.kind), &entry.name) {
+            break;
+        }
+    }
+    reply.ok();
+}
+
+/// The names of a listing with their attributes. A lookup stays counted for those that fit.
+pub(super) fn reply_listing_plus(
+    core: &Overlay,
+    mut reply: ReplyDirectoryPlus,
+    (dir, handle, offset): (Ino, u64, u64),
+    ttl: Duration,
+) {
+    let listing = match checked(core.read_dir_at(handle, offset)) {
+        Ok(listing) => listing,
+        Err(code) => return reply.error(code),
+    };
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    let mut added = false;
+    for (at, entry) in listing.iter().enumerate().skip(start) {
+        let is_dot = entry.name == "." || entry.name == "..";
+        let attr = match core.entry_of(dir, entry) {
+            Ok(Some(attr)) => attr,
+            Ok(None) => continue,
+            Err(e) => {
+                // What was put in so far is valid; the error comes with the next request.
+                if added {
+                    break;
+                }
+                return reply.error(fail(&e));
+            }
+        };
+        let (number, next) = (INodeNo(attr.ino.0), at as u64 + 1);
+        if reply.add(number, next, &entry.name, &ttl, &convert::attr(&attr), GENERATION) {
+            if !is_dot {
+                core.forget(attr.ino, 1);
+            }
+            break;
+        }
+        added = true;
+    }
+    reply.ok();
+}

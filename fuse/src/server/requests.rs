@@ -1,0 +1,466 @@
+//! One method a request: decode, call, reply.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::reply::{
+    BUFFER, GENERATION, caller, ino, reply_empty, reply_listing, reply_listing_plus, reply_read,
+    reply_write, reply_xattr,
+};
+use super::{INLINE_COPY, Server, checked, convert};
+use crate::attr::{Attr, SetAttr};
+use crate::sys;
+
+impl fuser::Filesystem for Server {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.negotiate(config);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.core.lookup(ino(parent), name) {
+            Err(e) if e.errno() == sys::ENOENT && !self.is_live() => {
+                reply.entry(&self.ttl, &convert::attr(&Attr::absent()), GENERATION)
+            }
+            result => self.reply_entry(reply, result),
+        }
+    }
+
+    fn forget(&self, _request: &Request, node: INodeNo, count: u64) {
+        self.core.forget(ino(node), count);
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        _fh: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        match checked(self.core.getattr(ino(node))) {
+            Ok(attr) => reply.attr(&self.ttl, &convert::attr(&attr)),
+            Err(code) => reply.error(code),
+        }
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let times = (atime.map(convert::set_time), mtime.map(convert::set_time));
+        let set = SetAttr { mode, uid, gid, size, atime: times.0, mtime: times.1 };
+        let (caller, ttl) = (caller(request, 0), self.ttl);
+        self.dispatch(self.copies(node), move |core| {
+            match checked(core.setattr(caller, ino(node), &set)) {
+                Ok(attr) => reply.attr(&ttl, &convert::attr(&attr)),
+                Err(code) => reply.error(code),
+            }
+        });
+    }
+
+    fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
+        match checked(self.core.readlink(ino(node))) {
+            Ok(target) => reply.data(target.as_encoded_bytes()),
+            Err(code) => reply.error(code),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.reply_entry(
+            reply,
+            self.core.mknod(caller(request, umask), ino(parent), name, mode, rdev),
+        );
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.reply_entry(reply, self.core.mkdir(caller(request, umask), ino(parent), name, mode));
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.core.unlink(ino(parent), name));
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.core.rmdir(ino(parent), name));
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let result = self.core.symlink(caller(request, 0), ino(parent), name, target.as_os_str());
+        self.reply_entry(reply, result);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (name, newname) = (name.to_owned(), newname.to_owned());
+        let slow = self.core.rename_cost(ino(parent), &name) > INLINE_COPY;
+        self.dispatch(slow, move |core| {
+            let result = core.rename(ino(parent), &name, ino(newparent), &newname, flags.bits());
+            reply_empty(reply, result);
+        });
+    }
+
+    fn link(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let (name, ttl) = (newname.to_owned(), self.ttl);
+        self.dispatch(self.copies(node), move |core| {
+            match checked(core.link(ino(node), ino(newparent), &name)) {
+                Ok(entry) => reply.entry(&ttl, &convert::attr(&entry.attr), GENERATION),
+                Err(code) => reply.error(code),
+            }
+        });
+    }
+
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match checked(self.core.open_file(caller(request, 0), ino(node), flags.0)) {
+            Ok(()) => reply.opened(FileHandle(0), self.file_flags()),
+            Err(code) => reply.error(code),
+        }
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        match checked(self.core.create(caller(request, umask), ino(parent), name, mode)) {
+            Ok(entry) => {
+                let attr = convert::attr(&entry.attr);
+                reply.created(&self.ttl, &attr, GENERATION, FileHandle(0), self.file_flags());
+            }
+            Err(code) => reply.error(code),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let reply = BUFFER.with_borrow_mut(|buffer| {
+            buffer.resize(size as usize, 0);
+            match self.core.read_cached(ino(node), offset, buffer) {
+                Some(count) => {
+                    reply.data(&buffer[..count]);
+                    None
+                }
+                None => Some(reply),
+            }
+        });
+        if let Some(reply) = reply {
+            self.dispatch(true, move |core| reply_read(core, reply, ino(node), offset, size));
+        }
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        if !self.copies(node) {
+            let result = self.core.write(ino(node), offset, data, kill);
+            return reply_write(reply, result.map(|n| n as u64));
+        }
+        let data = data.to_vec();
+        self.dispatch(true, move |core| {
+            reply_write(reply, core.write(ino(node), offset, &data, kill).map(|n| n as u64));
+        });
+    }
+
+    fn flush(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        _fh: FileHandle,
+        _owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        // The kernel asks once and never again: nothing is buffered here.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.core.release(ino(node));
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.dispatch(true, move |core| reply_empty(reply, core.fsync(ino(node), datasync)));
+    }
+
+    fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+        let flags = if self.is_live() { FopenFlags::empty() } else { flags };
+        match checked(self.core.open_dir(ino(node))) {
+            Ok(handle) => reply.opened(FileHandle(handle), flags),
+            Err(code) => reply.error(code),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        self.dispatch(self.core.listing_is_long(fh.0), move |core| {
+            reply_listing(core, reply, fh.0, offset);
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        let (ttl, dir) = (self.ttl, ino(node));
+        self.dispatch(self.core.listing_is_long(fh.0), move |core| {
+            reply_listing_plus(core, reply, (dir, fh.0, offset), ttl);
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.core.release_dir(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.dispatch(true, move |core| reply_empty(reply, core.fsyncdir(ino(node), datasync)));
+    }
+
+    fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
+        match checked(self.core.statfs()) {
+            Ok(s) => reply.statfs(
+                s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
+            ),
+            Err(code) => reply.error(code),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (name, value) = (name.to_owned(), value.to_vec());
+        self.dispatch(self.copies(node), move |core| {
+            reply_empty(reply, core.setxattr(ino(node), &name, &value, flags));
+        });
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        reply_xattr(reply, size, self.core.getxattr(ino(node), name));
+    }
+
+    fn listxattr(&self, _request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, size, self.core.listxattr(ino(node)));
+    }
+
+    fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.dispatch(self.copies(node), move |core| {
+            reply_empty(reply, core.removexattr(ino(node), &name))
+        });
+    }
+
+    fn access(&self, _request: &Request, _node: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // Permissions are the kernel's business; it asks once and never again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        match checked(self.core.ioctl(ino(node), cmd, in_data, out_size as usize)) {
+            Ok(data) => reply.ioctl(0, &data),
+            Err(code) => reply.error(code),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.dispatch(self.copies(node), move |core| {
+            reply_empty(reply, core.fallocate(ino(node), mode, offset, length));
+        });
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match checked(self.core.lseek(ino(node), offset, whence)) {
+            Ok(at) => reply.offset(at),
+            Err(code) => reply.error(code),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The reply has 32 bits for the count.
+        let len = len.min(1 << 30);
+        self.dispatch(len > INLINE_COPY || self.copies(ino_out), move |core| {
+            reply_write(
+                reply,
+                core.copy_file_range(ino(ino_in), offset_in, ino(ino_out), offset_out, len),
+            );
+        });
+    }
+}

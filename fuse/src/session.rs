@@ -1,0 +1,152 @@
+//! The life of a mount: put in place, served, taken off.
+//!
+//! The layers are opened before the mount appears, so no path of ours ever leads through it. When
+//! [`mount`] returns the kernel has been answered and the mount works as soon as it is served.
+
+mod fusermount;
+
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fuser::{Config, SessionACL};
+
+use crate::error::{Context, Error, Result};
+use crate::options::Options;
+use crate::server::Server;
+use crate::{Overlay, sys};
+
+/// A mount that answers, to be served by [`Session::run`].
+#[derive(Debug)]
+pub struct Session {
+    inner: fuser::Session<Server>,
+    core: Arc<Overlay>,
+    mountpoint: PathBuf,
+}
+
+/// Opens the layers, mounts at `mountpoint` and completes the handshake with the kernel.
+pub fn mount(options: Options, mountpoint: &Path) -> Result<Session> {
+    options.validate().map_err(|e| Error::refuse("mount", mountpoint, e.to_string()))?;
+    let mountpoint = mountpoint.canonicalize().on("mount", mountpoint)?;
+    let core = Arc::new(Overlay::open(&options)?);
+    let device = attach(&options, &core, &mountpoint)?;
+    let inner =
+        fuser::Session::from_fd(Server::new(core.clone()), device, SessionACL::All, config());
+    let inner = inner.map_err(|e| {
+        take_off(&mountpoint);
+        Error::new("mount", &mountpoint, e)
+    })?;
+    Ok(Session { inner, core, mountpoint })
+}
+
+fn config() -> Config {
+    let mut config = Config::default();
+    // One receiver: a second one costs more in wake-ups than it gains (requests that wait for the
+    // disk go to other threads anyway).
+    config.n_threads = Some(1);
+    config
+}
+
+impl Session {
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Serves until unmounted. TERM, INT and HUP unmount; USR1 logs counts. Call it before the
+    /// process has other threads, since the signals are blocked in those started later only.
+    pub fn run(self) -> Result<()> {
+        let Session { inner, core, mountpoint } = self;
+        sys::block_signals().on("block signals", &mountpoint)?;
+        let place = mountpoint.clone();
+        let watch = std::thread::Builder::new().name("plyfs-signals".into());
+        watch.spawn(move || watch_signals(&core, &place)).on("start thread", &mountpoint)?;
+        sys::fault::arm();
+        inner.run().on("serve", &mountpoint)
+    }
+}
+
+fn watch_signals(core: &Overlay, mountpoint: &Path) {
+    loop {
+        match sys::wait_signal() {
+            Ok(true) => log::info!("{} inodes known", core.known_inodes()),
+            Ok(false) => take_off(mountpoint),
+            Err(e) => {
+                log::warn!("signals: {e}");
+                return;
+            }
+        }
+    }
+}
+
+/// Unmounts; who still uses the mount keeps it until done, and the session ends then.
+fn take_off(mountpoint: &Path) {
+    let direct = sys::unmount_lazily(mountpoint);
+    if direct.is_err() && fusermount::unmount(mountpoint).is_err() {
+        log::warn!("unmount {}: {direct:?}", mountpoint.display());
+    }
+}
+
+/// Mounts by ourselves, or through fusermount3 where that is not allowed.
+fn attach(options: &Options, core: &Overlay, mountpoint: &Path) -> Result<OwnedFd> {
+    let device = Path::new("/dev/fuse");
+    let open = sys::open_device(device);
+    let fd = open.map_err(|e| match sys::errno(&e) {
+        sys::ENOENT | sys::ENODEV => {
+            Error::refuse("open", device, "no FUSE here; load the fuse module")
+        }
+        sys::EACCES | sys::EPERM => {
+            Error::refuse("open", device, "not allowed; let this user read and write the device")
+        }
+        _ => Error::new("open", device, e),
+    })?;
+    let (uid, gid) = sys::effective_ids();
+    let rootmode =
+        sys::stat(sys::open_root(mountpoint).on("open", mountpoint)?, std::ffi::OsStr::new(""))
+            .on("stat", mountpoint)?
+            .mode
+            & sys::S_IFMT;
+    let mut data =
+        format!("fd={},rootmode={rootmode:o},user_id={uid},group_id={gid}", fd.as_raw_fd());
+    data.push_str(",default_permissions");
+    if options.mount.allow_other.unwrap_or(true) {
+        data.push_str(",allow_other");
+    }
+    if let Some(max_read) = options.mount.max_read {
+        data.push_str(&format!(",max_read={max_read}"));
+    }
+    let source = options.mount.fsname.clone().unwrap_or_else(|| "plyfs".into());
+    let kind = format!("fuse.{}", options.mount.subtype.as_deref().unwrap_or("plyfs"));
+    let flags = flags(options, core);
+    match sys::mount_fuse(&source, mountpoint, &kind, flags, &OsString::from(data)) {
+        Ok(()) => Ok(fd),
+        Err(e) if sys::errno(&e) == sys::EPERM => {
+            drop(fd);
+            fusermount::mount(options, flags, mountpoint)
+        }
+        Err(e) => Err(Error::new("mount", mountpoint, e)),
+    }
+}
+
+/// The `MS_*` bits of mount(2).
+fn flags(options: &Options, core: &Overlay) -> u64 {
+    let mount = &options.mount;
+    let read_only = mount.read_only || core.is_read_only();
+    let mut flags = 0;
+    for (set, flag) in [
+        (read_only, sys::MS_RDONLY),
+        (mount.suid == Some(false), sys::MS_NOSUID),
+        (mount.dev == Some(false), sys::MS_NODEV),
+        (mount.exec == Some(false), sys::MS_NOEXEC),
+        (mount.atime != Some(true), sys::MS_NOATIME),
+        (mount.diratime == Some(false), sys::MS_NODIRATIME),
+        (mount.sync, sys::MS_SYNCHRONOUS),
+        (mount.dirsync, sys::MS_DIRSYNC),
+    ] {
+        if set {
+            flags |= flag;
+        }
+    }
+    flags
+}

@@ -1,0 +1,245 @@
+//! The opened layers, top first, and what the upper filesystem can do.
+//!
+//! Lower layers are private copies of the mount tree, taken before our own mount appears, so no
+//! path below one leads back into us, and are never written. Upper and work are on one filesystem,
+//! locked against a second mount, and probed once by doing.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Context, Error, Result};
+use crate::number::Numbers;
+use crate::options::{Namespace, Options, Whiteouts};
+use crate::origin::Origin;
+use crate::sys;
+use crate::whiteout::{Dialect, Space, Style, is_device};
+use crate::workdir::Workdir;
+
+/// One lower layer.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    /// Its root.
+    pub root: OwnedFd,
+}
+
+/// The writable layer.
+#[derive(Debug)]
+pub(crate) struct Upper {
+    /// Its root.
+    pub root: Arc<OwnedFd>,
+    /// Its path when it was opened, for messages.
+    pub path: PathBuf,
+    /// Its work directory.
+    pub work: Workdir,
+    /// What is written there.
+    pub dialect: Dialect,
+    /// `RENAME_WHITEOUT` leaves a device whiteout.
+    pub rename_whiteout: bool,
+    /// `RENAME_EXCHANGE` works.
+    pub exchange: bool,
+}
+
+/// All layers.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    /// The writable layer; `None` for a read-only mount.
+    pub upper: Option<Upper>,
+    /// The lower layers, top first, the data-only ones last.
+    pub layers: Vec<Layer>,
+    /// How many of them are seen; the others only give data to metacopies.
+    pub visible: usize,
+    /// Where marks are looked for first.
+    pub space: Space,
+}
+
+impl Stack {
+    /// Opens, locks and probes everything the options name.
+    pub(crate) fn open(options: &Options, numbers: &Numbers) -> Result<Stack> {
+        let upper = match (&options.upper, &options.work) {
+            (Some(upper), Some(work)) => Some(open_upper(options, upper, work)?),
+            _ => None,
+        };
+        if let Some(upper) = &upper {
+            add_filesystem(numbers, upper.root.as_fd()).on("stat upper directory", &upper.path)?;
+        }
+        let mut layers = Vec::with_capacity(options.lowers.len() + options.data_lowers.len());
+        for path in options.lowers.iter().chain(&options.data_lowers) {
+            let root = sys::open_root(path).on("open lower directory", path)?;
+            add_filesystem(numbers, root.as_fd()).on("stat lower directory", path)?;
+            layers.push(Layer { root: detach(root, path) });
+        }
+        let space = match &upper {
+            Some(upper) => upper.dialect.space,
+            None => reading_space(options.namespace),
+        };
+        Ok(Stack { upper, layers, visible: options.lowers.len(), space })
+    }
+}
+
+fn add_filesystem(numbers: &Numbers, root: BorrowedFd<'_>) -> io::Result<()> {
+    let stat = sys::fstat(root)?;
+    let uuid = sys::fs_uuid(root);
+    let readable = sys::file_handle(root, OsStr::new("")).is_ok_and(|handle| {
+        let origin = Origin { uuid, handle_type: handle.kind, handle: handle.bytes };
+        origin.inode_number() == Some(stat.ino)
+    });
+    numbers.add(stat.dev, uuid, readable);
+    Ok(())
+}
+
+/// A copy of the mount tree at a layer's root that later mounts do not reach; the root itself where
+/// that is not allowed, which is safe as long as the mount point is not below it.
+fn detach(root: OwnedFd, path: &Path) -> OwnedFd {
+    match sys::clone_tree(&root, true) {
+        Ok(tree) => tree,
+        Err(e) => {
+            log::debug!("lower directory {}: used as it is: {e}", path.display());
+            root
+        }
+    }
+}
+
+fn privileged() -> bool {
+    sys::effective_ids().0 == 0 && sys::in_initial_user_namespace()
+}
+
+fn reading_space(namespace: Namespace) -> Space {
+    match namespace {
+        Namespace::Trusted => Space::Trusted,
+        Namespace::Auto if privileged() => Space::Trusted,
+        _ => Space::User,
+    }
+}
+
+fn open_upper(options: &Options, path: &Path, work_path: &Path) -> Result<Upper> {
+    let root = sys::open_root(path).on("open upper directory", path)?;
+    let work_root = sys::open_root(work_path).on("open work directory", work_path)?;
+    check_places(path, work_path)?;
+    let (a, b) =
+        (sys::fstat(&root).on("stat", path)?, sys::fstat(&work_root).on("stat", work_path)?);
+    if a.dev != b.dev {
+        let why = "not on the filesystem of the upper directory; both must be on one";
+        return Err(Error::refuse("open work directory", work_path, why));
+    }
+    take(&root, path, "upper directory")?;
+    take(&work_root, work_path, "work directory")?;
+    let work = Workdir::open(work_root, work_path)?;
+    check_one_mount(&root, &work, path, work_path)?;
+    let probe = probe(&work, options).on("probe upper directory", path)?;
+    if options.volatile {
+        work.mark_volatile()?;
+    }
+    Ok(Upper {
+        root: Arc::new(root),
+        path: path.to_path_buf(),
+        work,
+        dialect: probe.dialect,
+        rename_whiteout: probe.rename_whiteout,
+        exchange: probe.exchange,
+    })
+}
+
+fn check_places(upper: &Path, work: &Path) -> Result<()> {
+    let upper = upper.canonicalize().on("open upper directory", upper)?;
+    let work = work.canonicalize().on("open work directory", work)?;
+    if upper.starts_with(&work) || work.starts_with(&upper) {
+        let why = "upper and work directory must not be inside each other; give each its own";
+        return Err(Error::refuse("mount", work, why));
+    }
+    Ok(())
+}
+
+/// Objects move from work to upper by rename, which does not cross mounts even of one filesystem.
+fn check_one_mount(root: &OwnedFd, work: &Workdir, upper: &Path, work_path: &Path) -> Result<()> {
+    let temp = work.temp();
+    sys::mkdir(temp.dir(), temp.name(), 0o700).on("write work directory", work_path)?;
+    let missing = OsStr::new("#plyfs-none/#plyfs-none");
+    match sys::rename(temp.dir(), temp.name(), root, missing, 0) {
+        Err(e) if sys::errno(&e) == sys::EXDEV => {
+            let why = "not on the mount of the upper directory; both must be on one";
+            Err(Error::refuse("open work directory", work_path, why))
+        }
+        Err(e) if sys::errno(&e) == sys::EROFS => {
+            Err(Error::new("write upper directory", upper, e))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn take(dir: &OwnedFd, path: &Path, what: &str) -> Result<()> {
+    if sys::lock_dir(dir).on("lock", path)? {
+        return Ok(());
+    }
+    let holder = holder(dir).unwrap_or_else(|| "another process".to_owned());
+    let why = format!("{what} is in use by {holder}; unmount that first or use another directory");
+    Err(Error::refuse("mount", path, why))
+}
+
+/// Who holds the lock of a directory, from /proc/locks (proc(5)): process id and command.
+fn holder(dir: &OwnedFd) -> Option<String> {
+    let stat = sys::fstat(dir).ok()?;
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let end = format!(":{}", stat.ino);
+    let line = locks.lines().find(|line| {
+        line.contains("FLOCK") && line.split_whitespace().any(|word| word.ends_with(&end))
+    })?;
+    let pid: u32 = line.split_whitespace().nth(4)?.parse().ok()?;
+    let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(format!("process {pid} ({})", command.trim()))
+}
+
+struct Probe {
+    dialect: Dialect,
+    rename_whiteout: bool,
+    exchange: bool,
+}
+
+fn probe(work: &Workdir, options: &Options) -> io::Result<Probe> {
+    let file = work.temp();
+    sys::mknod(file.dir(), file.name(), sys::S_IFREG | 0o600, 0)?;
+    let space = probe_space(file.dir(), file.name(), options.namespace);
+    let device = options.whiteouts != Whiteouts::Dot && probe_device(work);
+    if options.whiteouts == Whiteouts::Device && !device {
+        let why = "device whiteouts were asked for, but the filesystem refuses them";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+    }
+    let style = if device { Style::Device } else { Style::Dot };
+    Ok(Probe {
+        dialect: Dialect { space, style },
+        rename_whiteout: device && probe_rename_whiteout(work),
+        exchange: probe_exchange(work),
+    })
+}
+
+fn probe_space(dir: BorrowedFd<'_>, name: &OsStr, namespace: Namespace) -> Space {
+    let works = |space: Space| sys::set_xattr(dir, name, &space.key("probe"), b"y", 0).is_ok();
+    match namespace {
+        Namespace::User if works(Space::User) => Space::User,
+        Namespace::Trusted | Namespace::Auto if works(Space::Trusted) => Space::Trusted,
+        Namespace::Auto if works(Space::User) => Space::User,
+        _ => Space::None,
+    }
+}
+
+fn probe_device(work: &Workdir) -> bool {
+    let temp = work.temp();
+    sys::mknod(temp.dir(), temp.name(), sys::S_IFCHR, 0).is_ok()
+        && sys::stat(temp.dir(), temp.name()).is_ok_and(|stat| is_device(&stat))
+}
+
+fn probe_rename_whiteout(work: &Workdir) -> bool {
+    let (from, to) = (work.temp(), work.temp());
+    sys::mknod(from.dir(), from.name(), sys::S_IFREG | 0o600, 0).is_ok()
+        && sys::rename(from.dir(), from.name(), to.dir(), to.name(), sys::RENAME_WHITEOUT).is_ok()
+        && sys::stat(from.dir(), from.name()).is_ok_and(|stat| is_device(&stat))
+}
+
+fn probe_exchange(work: &Workdir) -> bool {
+    let (a, b) = (work.temp(), work.temp());
+    sys::mknod(a.dir(), a.name(), sys::S_IFREG | 0o600, 0).is_ok()
+        && sys::mkdir(b.dir(), b.name(), 0o700).is_ok()
+        && sys::rename(a.dir(), a.name(), b.dir(), b.name(), sys::RENAME_EXCHANGE).is_ok()
+}

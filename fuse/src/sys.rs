@@ -1,0 +1,52 @@
+//! File calls relative to a descriptor. The only room of this crate with unsafe code, and the only
+//! one that names `libc` or `rustix`.
+//!
+//! A name is one component below the directory it is given with; a path goes through
+//! [`open_beneath`], which follows no symlink and leaves the root neither upwards nor by a link.
+//! The empty name stands for the descriptor itself. Every call that changes something on disk
+//! passes [`fault::point`] first, so that crash tests can stop between any two of them.
+
+mod data;
+pub mod fault;
+mod fs;
+mod handle;
+mod layer;
+mod process;
+mod xattr;
+
+pub use data::{
+    Fallocate, Seek, copy_range, fallocate, lseek, pread, pread_cached, pwrite, reflink, truncate,
+};
+pub use fs::{
+    FsStat, Name, NewTimes, Stat, chmod, chown, fstat, fstatfs, fsync, has, link, link_fd, list,
+    mkdir, mknod, open, open_beneath, open_new, open_unnamed, readlink, rename, reopen, rmdir,
+    set_times, stat, symlink, syncfs, unlink,
+};
+pub use handle::{FileHandle, file_handle, fs_uuid};
+pub use layer::{clone_tree, lock_dir, mount_fuse, open_device, open_root, unmount_lazily};
+pub use process::{
+    block_signals, effective_ids, in_initial_user_namespace, inode_ioctl, ioctl_changes,
+    raise_nofile, random_u64, recv_fd, set_umask, socket_pair, wait_signal,
+};
+pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
+
+pub use libc::{
+    AT_FDCWD, E2BIG, EACCES, EAGAIN, EBADF, EBUSY, EEXIST, EFBIG, EINTR, EINVAL, EIO, EISDIR,
+    ELOOP, EMFILE, EMLINK, ENAMETOOLONG, ENODATA, ENODEV, ENOENT, ENOSPC, ENOSYS, ENOTDIR,
+    ENOTEMPTY, ENOTTY, ENXIO, EOPNOTSUPP, EOVERFLOW, EPERM, ERANGE, EROFS, ESTALE, EXDEV,
+    MS_DIRSYNC, MS_NOATIME, MS_NODEV, MS_NODIRATIME, MS_NOEXEC, MS_NOSUID, MS_RDONLY,
+    MS_SYNCHRONOUS, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_NONBLOCK,
+    O_PATH, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY, RENAME_EXCHANGE, RENAME_NOREPLACE,
+    RENAME_WHITEOUT, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK,
+    S_ISGID, S_ISUID, S_ISVTX, SEEK_DATA, SEEK_HOLE, XATTR_CREATE, XATTR_REPLACE,
+};
+
+/// The errno of a failed call, 0 when it has none.
+pub fn errno(error: &std::io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(0)
+}
+
+/// Whether a call failed with this number.
+pub fn is<T>(result: &std::io::Result<T>, code: i32) -> bool {
+    matches!(result, Err(error) if error.raw_os_error() == Some(code))
+}

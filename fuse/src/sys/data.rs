@@ -1,0 +1,99 @@
+//! File contents.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::{IoSlice, IoSliceMut, ReadWriteFlags};
+
+use super::fault;
+
+/// Raw mode bits of fallocate(2).
+pub type Fallocate = i32;
+
+/// Which boundary a seek looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seek {
+    /// The next data at or after the offset.
+    Data,
+    /// The next hole at or after the offset.
+    Hole,
+}
+
+/// Fills the buffer from `offset` until it is full or the file ends.
+pub fn pread(fd: impl AsFd, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match rustix::io::pread(&fd, &mut buffer[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) if done > 0 => break,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(done)
+}
+
+/// Like [`pread`] but only from the page cache: EAGAIN when the disk would have to be asked.
+pub fn pread_cached(fd: impl AsFd, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut slices = [IoSliceMut::new(buffer)];
+    Ok(rustix::io::preadv2(fd, &mut slices, offset, ReadWriteFlags::NOWAIT)?)
+}
+
+/// Writes all of `data` at `offset`; a short count only when some of it was written.
+pub fn pwrite(fd: impl AsFd, data: &[u8], offset: u64) -> io::Result<usize> {
+    fault::point()?;
+    let mut done = 0;
+    while done < data.len() {
+        match rustix::io::pwritev(&fd, &[IoSlice::new(&data[done..])], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) if done > 0 => break,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(done)
+}
+
+/// Sets the length.
+pub fn truncate(fd: impl AsFd, size: u64) -> io::Result<()> {
+    fault::point()?;
+    Ok(rustix::fs::ftruncate(fd, size)?)
+}
+
+/// Reserves, punches or moves ranges.
+pub fn fallocate(fd: impl AsFd, mode: Fallocate, offset: u64, length: u64) -> io::Result<()> {
+    fault::point()?;
+    Ok(rustix::fs::fallocate(fd, FallocateFlags::from_bits_retain(mode as u32), offset, length)?)
+}
+
+/// The next data or hole; ENXIO past the end.
+pub fn lseek(fd: impl AsFd, offset: u64, what: Seek) -> io::Result<u64> {
+    let from = match what {
+        Seek::Data => SeekFrom::Data(offset),
+        Seek::Hole => SeekFrom::Hole(offset),
+    };
+    Ok(rustix::fs::seek(fd, from)?)
+}
+
+/// Copies a range inside the kernel; a short count is no error.
+pub fn copy_range(
+    src: impl AsFd,
+    from: u64,
+    dst: impl AsFd,
+    to: u64,
+    length: u64,
+) -> io::Result<u64> {
+    fault::point()?;
+    let (mut from, mut to) = (from, to);
+    let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
+    Ok(rustix::fs::copy_file_range(src, Some(&mut from), dst, Some(&mut to), length)? as u64)
+}
+
+/// Makes `dst` share all blocks of `src`, where the filesystem can.
+pub fn reflink(src: impl AsFd, dst: impl AsFd) -> io::Result<()> {
+    fault::point()?;
+    Ok(rustix::fs::ioctl_ficlone(dst, src)?)
+}

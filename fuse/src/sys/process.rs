@@ -1,0 +1,148 @@
+//! The process: signals, limits, identity, descriptors passed over sockets, ioctls.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use rustix::process::{Resource, Rlimit};
+
+/// The signals that end a mount, and the one that asks for counts.
+const SIGNALS: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGUSR1];
+
+fn signal_set() -> libc::sigset_t {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set, sigaddset changes an initialised one.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in SIGNALS {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        set.assume_init()
+    }
+}
+
+/// Blocks TERM, INT, HUP and USR1 in this thread and those it starts, for [`wait_signal`].
+pub fn block_signals() -> io::Result<()> {
+    let set = signal_set();
+    // SAFETY: both pointers are valid or null as the call allows.
+    let result =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+}
+
+/// Waits for one of the signals of [`block_signals`]; true for USR1.
+pub fn wait_signal() -> io::Result<bool> {
+    let set = signal_set();
+    let mut signal: libc::c_int = 0;
+    loop {
+        // SAFETY: both pointers are to live locals.
+        match unsafe { libc::sigwait(&raw const set, &raw mut signal) } {
+            0 => return Ok(signal == libc::SIGUSR1),
+            libc::EINTR => {}
+            code => return Err(io::Error::from_raw_os_error(code)),
+        }
+    }
+}
+
+/// Raises the soft limit of open files to the hard one and returns it.
+pub fn raise_nofile() -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if rustix::process::setrlimit(Resource::Nofile, raised).is_ok() {
+        return limit.maximum.unwrap_or(1 << 20);
+    }
+    limit.current.unwrap_or(1024)
+}
+
+/// Effective user and group.
+pub fn effective_ids() -> (u32, u32) {
+    (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+}
+
+/// Whether this process is in the initial user namespace, where trusted.* xattrs can be had.
+pub fn in_initial_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut words = map.split_whitespace();
+    words.next() == Some("0") && words.next() == Some("0") && words.next() == Some("4294967295")
+}
+
+/// Sets the file mode creation mask.
+pub fn set_umask(mask: u32) {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+}
+
+/// A random number for names of temporaries; not a secret.
+pub fn random_u64() -> u64 {
+    let mut bytes = [0_u8; 8];
+    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
+        Ok(8) => u64::from_ne_bytes(bytes),
+        _ => u64::from(std::process::id()),
+    }
+}
+
+/// Two connected sockets; the second is inherited by programs that are started.
+pub fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::empty(), None)?;
+    rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC)?;
+    Ok((ours, theirs))
+}
+
+/// Receives one descriptor over a Unix socket, as fusermount3 sends it.
+pub fn recv_fd(socket: impl AsFd) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0_u8; 1];
+    let mut parts = [io::IoSliceMut::new(&mut byte)];
+    rustix::net::recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+            if let Some(fd) = fds.next() {
+                return Ok(fd);
+            }
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no descriptor came"))
+}
+
+/// The requests that act on one inode and carry at most `IOCTL_SIZE` bytes: flags, version and
+/// extended attributes of `lsattr`, `chattr` and `xfs_io` (linux/fs.h).
+const INODE_IOCTLS: [(u32, bool); 7] = [
+    (0x8008_6601, false), // FS_IOC_GETFLAGS
+    (0x4008_6602, true),  // FS_IOC_SETFLAGS
+    (0x8008_7601, false), // FS_IOC_GETVERSION
+    (0x4008_7602, true),  // FS_IOC_SETVERSION
+    (0x801c_581f, false), // FS_IOC_FSGETXATTR
+    (0x401c_5820, true),  // FS_IOC_FSSETXATTR
+    (0x8004_6601, false), // FS_IOC32_GETFLAGS
+];
+const IOCTL_SIZE: usize = 64;
+
+/// Whether the request is served, and whether it changes the inode.
+pub fn ioctl_changes(request: u32) -> Option<bool> {
+    INODE_IOCTLS.iter().find(|(code, _)| *code == request).map(|(_, changes)| *changes)
+}
+
+/// One of the requests that [`ioctl_changes`] knows; returns what the filesystem wrote back.
+pub fn inode_ioctl(
+    fd: impl AsFd,
+    request: u32,
+    input: &[u8],
+    out_size: usize,
+) -> io::Result<Vec<u8>> {
+    if ioctl_changes(request).is_none() || input.len() > IOCTL_SIZE || out_size > IOCTL_SIZE {
+        return Err(io::Error::from_raw_os_error(libc::ENOTTY));
+    }
+    let mut buffer = [0_u8; IOCTL_SIZE];
+    buffer[..input.len()].copy_from_slice(input);
+    // SAFETY: the known requests read and write fewer than `IOCTL_SIZE` bytes of the live local.
+    let result = unsafe {
+        libc::ioctl(fd.as_fd().as_raw_fd(), libc::c_ulong::from(request), buffer.as_mut_ptr())
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(buffer[..out_size].to_vec())
+}

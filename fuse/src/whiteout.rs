@@ -1,0 +1,259 @@
+//! How "deleted", "hides everything below" and the other marks of an overlay look on disk.
+//!
+//! The only room that knows the names of the marks. Every dialect is read, one is written, chosen
+//! at mount: the character device 0:0, `.wh.NAME` files and zero-size files with an
+//! `overlay.whiteout` xattr mean a deleted name; an `overlay.opaque` or `fuseoverlayfs.opaque`
+//! xattr of `y` and a file `.wh..wh..opq` mean an opaque directory (kernel document "overlayfs",
+//! OCI image specification "layer", and what fuse-overlayfs writes).
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use crate::origin::Origin;
+use crate::sys::{self, Stat};
+
+/// Prefix of the names that mean "deleted" in AUFS and OCI layers.
+pub const PREFIX: &[u8] = b".wh.";
+/// The file that makes its directory opaque in AUFS and OCI layers.
+pub const OPAQUE_FILE: &str = ".wh..wh..opq";
+
+/// Where the overlay keeps its xattrs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// `trusted.overlay.*`: needs privilege in the initial user namespace.
+    Trusted,
+    /// `user.overlay.*`: what the kernel's `userxattr` mode uses.
+    User,
+    /// The filesystem has no xattrs we may write.
+    None,
+}
+
+impl Space {
+    /// The xattr `overlay.KEY` in this space.
+    pub fn key(self, key: &str) -> OsString {
+        let prefix = if self == Space::Trusted { "trusted" } else { "user" };
+        OsString::from(format!("{prefix}.overlay.{key}"))
+    }
+}
+
+/// How a deletion is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Character device 0:0.
+    Device,
+    /// A `.wh.NAME` file beside the name.
+    Dot,
+}
+
+/// The dialect this mount writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Dialect {
+    /// Where xattrs go.
+    pub space: Space,
+    /// How deletions are written.
+    pub style: Style,
+}
+
+/// The overlay's marks on one object.
+#[derive(Clone, Debug, Default)]
+pub struct Marks {
+    /// The directory hides everything below it.
+    pub opaque: bool,
+    /// The directory may hold xattr whiteouts.
+    pub xattr_whiteouts: bool,
+    /// The directory may hold objects with an origin.
+    pub impure: bool,
+    /// Where the object's lower part really is.
+    pub redirect: Option<OsString>,
+    /// The file has no data of its own.
+    pub metacopy: bool,
+    /// A metacopy mark this mount must not believe.
+    pub foreign_metacopy: bool,
+    /// The lower object this one was copied from.
+    pub origin: Option<Origin>,
+    /// The count record of a hard-link group.
+    pub nlink: Option<Vec<u8>>,
+    /// The file is an xattr whiteout.
+    pub whiteout: bool,
+}
+
+/// Whether a stat is that of a device whiteout.
+pub fn is_device(stat: &Stat) -> bool {
+    stat.kind() == sys::S_IFCHR && stat.rdev == 0
+}
+
+/// `.wh.NAME`, or `None` when that is longer than a name may be.
+pub fn dot_name(name: &OsStr) -> Option<OsString> {
+    let mut dot = PREFIX.to_vec();
+    dot.extend_from_slice(name.as_bytes());
+    (dot.len() <= 255).then(|| OsString::from_vec(dot))
+}
+
+/// Whether a name has the whiteout prefix and so may not be a user's.
+pub fn is_dot(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(PREFIX)
+}
+
+/// The name a `.wh.NAME` entry deletes; `None` for other names and for `.wh..wh.` specials.
+pub fn dot_target(name: &OsStr) -> Option<&OsStr> {
+    let rest = name.as_bytes().strip_prefix(PREFIX)?;
+    (!rest.starts_with(PREFIX) && !rest.is_empty()).then(|| OsStr::from_bytes(rest))
+}
+
+/// Reads the marks of an object. `space` is the mount's own: redirects and metacopies are believed
+/// there only, since anybody may set `user.*` on a file of his own and so would choose what a
+/// privileged mount shows him.
+pub fn marks(dir: impl AsFd, name: &OsStr, space: Space) -> io::Result<Marks> {
+    let mut marks = Marks::default();
+    for key in sys::list_xattr(dir.as_fd(), name)? {
+        let Some((own, rest)) = split(&key, space) else {
+            continue;
+        };
+        if rest == b"overlay" || rest.starts_with(b"overlay.") {
+            continue;
+        }
+        let key = OsStr::from_bytes(&key);
+        let Some(value) = sys::get_xattr(dir.as_fd(), name, key)? else {
+            continue;
+        };
+        read_mark(&mut marks, own, rest, value);
+    }
+    Ok(marks)
+}
+
+/// Splits an xattr name of the overlay into "is it in our own space" and the key.
+fn split(key: &[u8], space: Space) -> Option<(bool, &[u8])> {
+    if let Some(rest) = key.strip_prefix(b"trusted.overlay.") {
+        return Some((space == Space::Trusted, rest));
+    }
+    if let Some(rest) = key.strip_prefix(b"user.overlay.") {
+        return Some((space != Space::Trusted, rest));
+    }
+    let rest =
+        key.strip_prefix(b"user.fuseoverlayfs.").or(key.strip_prefix(b"trusted.fuseoverlayfs."))?;
+    (rest == b"opaque").then_some((false, rest))
+}
+
+fn read_mark(marks: &mut Marks, own: bool, key: &[u8], value: Vec<u8>) {
+    match key {
+        b"opaque" if value == b"y" => marks.opaque = true,
+        b"opaque" if value == b"x" => marks.xattr_whiteouts = true,
+        b"whiteout" => marks.whiteout = true,
+        b"impure" if own => marks.impure = true,
+        b"redirect" if own => marks.redirect = Some(OsString::from_vec(value)),
+        b"metacopy" if own => marks.metacopy = true,
+        b"metacopy" => marks.foreign_metacopy = true,
+        b"origin" if own => marks.origin = Origin::decode(&value),
+        b"nlink" if own => marks.nlink = Some(value),
+        _ => {}
+    }
+}
+
+/// Whether a directory holds the opaque file.
+pub fn has_opaque_file(dir: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(sys::has(dir, OsStr::new(OPAQUE_FILE))?.is_some())
+}
+
+/// Whether `.wh.NAME` deletes `name` in this directory.
+pub fn has_dot(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
+    match dot_name(name) {
+        None => Ok(false),
+        Some(dot) => Ok(sys::has(dir, &dot)?.is_some()),
+    }
+}
+
+/// Whether an object found in a directory is a whiteout: by its device number, or by its xattr
+/// where the directory says such may be.
+pub fn is_whiteout(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    stat: &Stat,
+    xattr_whiteouts: bool,
+) -> io::Result<bool> {
+    if is_device(stat) {
+        return Ok(true);
+    }
+    if !xattr_whiteouts || stat.kind() != sys::S_IFREG || stat.size != 0 {
+        return Ok(false);
+    }
+    Ok(marks(dir, name, Space::User)?.whiteout)
+}
+
+impl Dialect {
+    /// Makes the directory opaque.
+    pub fn set_opaque(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        if self.space != Space::None {
+            return sys::set_xattr(dir, name, &self.space.key("opaque"), b"y", 0);
+        }
+        let inside = sys::open(dir, name, sys::O_PATH | sys::O_DIRECTORY)?;
+        sys::mknod(inside, OsStr::new(OPAQUE_FILE), sys::S_IFREG | 0o600, 0)
+    }
+
+    /// Deletes a name that nothing in the upper directory has.
+    pub fn write(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        match (self.style, dot_name(name)) {
+            (Style::Dot, Some(dot)) => match sys::mknod(dir, &dot, sys::S_IFREG | 0o600, 0) {
+                Err(e) if sys::errno(&e) == sys::EEXIST => Ok(()),
+                other => other,
+            },
+            (Style::Dot, None) => Err(io::Error::from_raw_os_error(sys::ENAMETOOLONG)),
+            (Style::Device, _) => sys::mknod(dir, name, sys::S_IFCHR, 0),
+        }
+    }
+
+    /// Removes the whiteout of a name, in whatever dialect it is, if there is one.
+    pub fn clear(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        if let Some(stat) = sys::has(dir, name)? {
+            if is_device(&stat) {
+                sys::unlink(dir, name)?;
+            }
+        }
+        self.clear_dot(dir, name)
+    }
+
+    /// Removes the `.wh.NAME` whiteout of a name if there is one.
+    pub fn clear_dot(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        let Some(dot) = dot_name(name) else {
+            return Ok(());
+        };
+        match sys::unlink(dir, &dot) {
+            Err(e) if sys::errno(&e) != sys::ENOENT => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dot_names_go_both_ways() {
+        for (entry, target) in [
+            (".wh.a", Some("a")),
+            (".wh..wh..opq", None),
+            (".wh.", None),
+            ("a", None),
+            (".wh", None),
+            (".wh..hidden", Some(".hidden")),
+        ] {
+            assert_eq!(dot_target(OsStr::new(entry)), target.map(OsStr::new), "{entry}");
+        }
+        assert_eq!(dot_name(OsStr::new("a")), Some(OsString::from(".wh.a")));
+        assert_eq!(dot_name(OsStr::new(&"x".repeat(252))), None);
+    }
+
+    #[test]
+    fn redirects_are_believed_in_the_own_space_only() {
+        let key: &[u8] = b"user.overlay.redirect";
+        assert_eq!(split(key, Space::User), Some((true, &b"redirect"[..])));
+        assert_eq!(split(key, Space::Trusted), Some((false, &b"redirect"[..])));
+        let mut marks = Marks::default();
+        read_mark(&mut marks, false, b"redirect", b"/etc".to_vec());
+        assert!(marks.redirect.is_none());
+        read_mark(&mut marks, false, b"opaque", b"y".to_vec());
+        assert!(marks.opaque);
+    }
+}

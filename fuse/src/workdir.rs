@@ -1,0 +1,221 @@
+//! Temporaries, and the scrub at mount.
+//!
+//! Everything in `work/work` is ours and is garbage when a mount begins; `work/index` holds the
+//! hard-link index and survives. A temporary is removed when its guard drops, unless it was renamed
+//! away. The layout is the kernel's, so that a mount by the kernel finds what it expects.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Context, Error, Result};
+use crate::sys;
+
+/// The scratch folder inside the work directory.
+const SCRATCH: &str = "work";
+/// The hard-link index inside the work directory.
+const INDEX: &str = "index";
+/// Marks of objects that bear no xattrs, inside the work directory.
+const MARKS: &str = "marks";
+/// Features that a later mount must know of (kernel document "overlayfs", volatile mount).
+const INCOMPAT: &str = "incompat";
+/// The marker of a volatile mount inside `incompat`.
+const VOLATILE: &str = "volatile";
+
+/// The opened work directory.
+#[derive(Debug)]
+pub(crate) struct Workdir {
+    root: OwnedFd,
+    scratch: OwnedFd,
+    index: OnceLock<OwnedFd>,
+    marks: OnceLock<OwnedFd>,
+    path: PathBuf,
+    next: AtomicU64,
+}
+
+/// A name in the scratch folder, removed on drop unless kept.
+#[derive(Debug)]
+pub(crate) struct Temp<'a> {
+    work: &'a Workdir,
+    name: OsString,
+    kept: bool,
+}
+
+impl Workdir {
+    /// Opens the work directory, refuses one left by a volatile mount that the machine did not
+    /// survive, and empties the scratch folder.
+    pub(crate) fn open(root: OwnedFd, path: &Path) -> Result<Workdir> {
+        let scratch = make_dir(root.as_fd(), SCRATCH).on("open work directory", path)?;
+        check_volatile(scratch.as_fd(), path)?;
+        let work = Workdir {
+            root,
+            scratch,
+            index: OnceLock::new(),
+            marks: OnceLock::new(),
+            path: path.to_path_buf(),
+            next: AtomicU64::new(sys::random_u64() & 0xffff_ffff),
+        };
+        work.scrub()?;
+        if let Ok(index) =
+            sys::open(work.root.as_fd(), OsStr::new(INDEX), sys::O_PATH | sys::O_DIRECTORY)
+        {
+            work.index.get_or_init(|| index);
+        }
+        if let Ok(marks) =
+            sys::open(work.root.as_fd(), OsStr::new(MARKS), sys::O_PATH | sys::O_DIRECTORY)
+        {
+            work.marks.get_or_init(|| marks);
+        }
+        Ok(work)
+    }
+
+    /// The scratch folder.
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.scratch.as_fd()
+    }
+
+    /// The index folder, if any hard-link group was ever copied up.
+    pub(crate) fn index(&self) -> Option<BorrowedFd<'_>> {
+        self.index.get().map(AsFd::as_fd)
+    }
+
+    /// The index folder, made when it is missing.
+    pub(crate) fn make_index(&self) -> io::Result<BorrowedFd<'_>> {
+        if self.index.get().is_none() {
+            let index = make_dir(self.root.as_fd(), INDEX)?;
+            self.index.get_or_init(|| index);
+        }
+        self.index().ok_or_else(|| io::Error::from_raw_os_error(sys::EIO))
+    }
+
+    /// The folder of marks, if there are any.
+    pub(crate) fn marks(&self) -> Option<BorrowedFd<'_>> {
+        self.marks.get().map(AsFd::as_fd)
+    }
+
+    /// The folder of marks, made when it is missing.
+    pub(crate) fn make_marks(&self) -> io::Result<BorrowedFd<'_>> {
+        if self.marks.get().is_none() {
+            let marks = make_dir(self.root.as_fd(), MARKS)?;
+            self.marks.get_or_init(|| marks);
+        }
+        self.marks().ok_or_else(|| io::Error::from_raw_os_error(sys::EIO))
+    }
+
+    /// A fresh name in the scratch folder.
+    pub(crate) fn temp(&self) -> Temp<'_> {
+        let n = self.next.fetch_add(1, Ordering::Relaxed);
+        Temp { work: self, name: OsString::from(format!("#{n:x}")), kept: false }
+    }
+
+    /// Marks the upper directory as one whose data is not flushed.
+    pub(crate) fn mark_volatile(&self) -> Result<()> {
+        let mark = || -> io::Result<()> {
+            let incompat = make_dir(self.scratch.as_fd(), INCOMPAT)?;
+            let volatile = make_dir(incompat.as_fd(), VOLATILE)?;
+            make_dir(volatile.as_fd(), &boot_mark())?;
+            Ok(())
+        };
+        mark().on("mark volatile", &self.path)
+    }
+
+    fn scrub(&self) -> Result<()> {
+        let names = sys::list(self.dir()).on("list work directory", &self.path)?;
+        for name in names.iter().filter(|name| name.name != OsStr::new(INCOMPAT)) {
+            remove_tree(self.dir(), &name.name).on("clean work directory", &self.path)?;
+        }
+        Ok(())
+    }
+}
+
+impl Temp<'_> {
+    /// The name in the scratch folder.
+    pub(crate) fn name(&self) -> &OsStr {
+        &self.name
+    }
+
+    /// The scratch folder.
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.work.dir()
+    }
+
+    /// The object was renamed away, or is somebody else's now.
+    pub(crate) fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Temp<'_> {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        if let Err(e) = remove_tree(self.work.dir(), &self.name) {
+            if sys::errno(&e) != sys::ENOENT {
+                log::debug!("temporary {:?} stays until the next mount: {e}", self.name);
+            }
+        }
+    }
+}
+
+/// What the volatile marker holds while the machine that wrote it is up: data that a mount did not
+/// flush is lost only when the machine goes down, so a marker of the current boot harms nobody.
+fn boot_mark() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    format!("boot-{}", id.trim())
+}
+
+fn check_volatile(scratch: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let Ok(incompat) = sys::open(scratch, OsStr::new(INCOMPAT), sys::O_PATH | sys::O_DIRECTORY)
+    else {
+        return Ok(());
+    };
+    for name in sys::list(&incompat).on("list work directory", path)? {
+        if name.name == OsStr::new(VOLATILE) {
+            let marks = sys::open(&incompat, OsStr::new(VOLATILE), sys::O_PATH | sys::O_DIRECTORY)
+                .on("open volatile marker", path)?;
+            if sys::has(marks, OsStr::new(&boot_mark())).on("read volatile marker", path)?.is_some()
+            {
+                continue;
+            }
+        }
+        let marker = path.join(SCRATCH).join(INCOMPAT).join(&name.name);
+        let why = "an earlier mount was volatile and its data may be lost; \
+                   make the upper directory anew, or remove this marker to use it as it is";
+        return Err(Error::refuse("mount", marker, why));
+    }
+    Ok(())
+}
+
+fn make_dir(parent: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let name = OsStr::new(name);
+    match sys::mkdir(parent, name, 0o700) {
+        Err(e) if sys::errno(&e) != sys::EEXIST => return Err(e),
+        _ => {}
+    }
+    sys::open(parent, name, sys::O_PATH | sys::O_DIRECTORY)
+}
+
+/// Removes a name with everything below it. A directory that its owner may not enter (the kernel
+/// leaves its own with mode 000) is opened up first.
+pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match sys::unlink(dir, name) {
+        Err(e) if matches!(sys::errno(&e), sys::EISDIR | sys::EPERM) => {}
+        other => return other,
+    }
+    match sys::rmdir(dir, name) {
+        Err(e) if matches!(sys::errno(&e), sys::ENOTEMPTY | sys::EEXIST | sys::EACCES) => {}
+        other => return other,
+    }
+    let inside = sys::open(dir, name, sys::O_PATH | sys::O_DIRECTORY)?;
+    if sys::stat(dir, name)?.mode & 0o700 != 0o700 {
+        sys::chmod(dir, name, 0o700)?;
+    }
+    for entry in sys::list(&inside)? {
+        remove_tree(inside.as_fd(), &entry.name)?;
+    }
+    sys::rmdir(dir, name)
+}

@@ -1,0 +1,183 @@
+//! The command line: the only room that prints.
+//!
+//! Standard output is data, standard error is talk. Parsing touches no disk. One file a verb; called
+//! under another program's name, or with `-o` first, we are the drop-in mount helper (`helper`).
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+pub mod changes;
+pub mod diff;
+pub mod doctor;
+mod helper;
+mod hint;
+pub mod mount;
+pub mod run;
+pub mod umount;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Error;
+
+/// The version of the program we stand in for: consumers ask for 1.10 at least.
+const DROP_IN_VERSION: &str = "fuse-overlayfs: version 1.17";
+
+/// Both versions: programs that were told to call us by our own name look for the second line.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nfuse-overlayfs: version 1.17");
+
+/// Where the wanted log level is read from, as `warn` or `plyfs_fuse=debug`.
+const LOG_VARIABLE: &str = "PLYFS_LOG";
+
+const EXAMPLES: &str = "\
+Examples:
+  plyfs run --lower / -- apt-get install -y hello     try it, keep nothing, see what it changed
+  plyfs mount -o lowerdir=A:B,upperdir=U,workdir=W M   A over B, changes go to U, seen at M
+  plyfs changes U                                     what U adds, changes and deletes
+  plyfs diff -o layer.tar U                           the same as an image layer
+  plyfs umount M
+  plyfs doctor                                        what this host allows
+
+Called as fuse-overlayfs, mount.plyfs or mount.fuse.plyfs, or with -o as its first
+argument, plyfs takes that program's arguments.
+
+Exit status: 0 done, 1 failed, 2 wrong usage; `run` ends as its command does.";
+
+/// Stack directories and show them as one writable tree.
+#[derive(Debug, Parser)]
+#[command(name = "plyfs", bin_name = "plyfs", version = VERSION, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Mount(mount::Args),
+    Umount(umount::Args),
+    Run(run::Args),
+    Doctor(doctor::Args),
+    Changes(changes::Args),
+    Diff(diff::Args),
+}
+
+/// Why a verb did not succeed, and the status to end with.
+#[derive(Debug)]
+pub struct Failure {
+    error: Error,
+    status: u8,
+}
+
+impl Failure {
+    fn usage(error: Error) -> Self {
+        Failure { error, status: 2 }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let status = error.exit_code();
+        Failure { error, status }
+    }
+}
+
+/// Runs the program with its arguments, its name first.
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let result = match helper::name(&arguments) {
+        Some(name) => helper::run(name, arguments.get(1..).unwrap_or_default()),
+        None => {
+            start_log(false);
+            dispatch(Cli::parse_from(arguments).command)
+        }
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) if failure.error.is_broken_pipe() => ExitCode::SUCCESS,
+        Err(failure) => {
+            complain(&failure.error);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn dispatch(command: Command) -> std::result::Result<u8, Failure> {
+    match command {
+        Command::Mount(args) => mount::run(&args)?,
+        Command::Umount(args) => umount::run(&args)?,
+        Command::Run(args) => return run::run(&args),
+        Command::Doctor(args) => doctor::run(&args)?,
+        Command::Changes(args) => changes::run(&args)?,
+        Command::Diff(args) => diff::run(&args)?,
+    }
+    Ok(0)
+}
+
+/// Logs to standard error: warnings, unless the environment asks for something else or `debug` for
+/// everything.
+fn start_log(debug: bool) {
+    // The FUSE library warns of each request that is answered with "not implemented", which is how
+    // the kernel learns not to send it again.
+    let level = if debug { "debug" } else { "warn,fuser=error" };
+    let wanted = env_logger::Env::new().filter_or(LOG_VARIABLE, level);
+    env_logger::Builder::from_env(wanted).init();
+}
+
+/// Says what went wrong, and what to do about it where we know.
+fn complain(error: &Error) {
+    eprintln!("plyfs: {error}");
+    if let Some(hint) = hint::hint(error) {
+        eprintln!("hint: {hint}");
+    }
+}
+
+/// Says what is worth knowing but no failure.
+fn warn(text: &str) {
+    eprintln!("plyfs: warning: {text}");
+}
+
+/// Says what was asked for besides data.
+fn tell(text: &str) {
+    eprintln!("plyfs: {text}");
+}
+
+/// Writes data to standard output, all of it or an error.
+fn print(bytes: &[u8]) -> crate::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(|error| Error::io("write", "standard output", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn both_versions_are_told() {
+        assert!(VERSION.ends_with(DROP_IN_VERSION));
+    }
+
+    #[test]
+    fn wrong_usage_is_told_from_help() {
+        let table: [(&[&str], Option<i32>); 6] = [
+            (&["plyfs", "umount", "/m"], None),
+            (&["plyfs", "run", "--lower", "/", "--", "ls", "-l"], None),
+            (&["plyfs", "mount"], Some(2)),
+            (&["plyfs", "run", "--lower", "/"], Some(2)),
+            (&["plyfs", "nonsense"], Some(2)),
+            (&["plyfs", "--help"], Some(0)),
+        ];
+        for (arguments, code) in table {
+            let parsed = Cli::try_parse_from(arguments);
+            assert_eq!(parsed.err().map(|error| error.exit_code()), code, "{arguments:?}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! plyfs stacks directories, as a container image stacks layers, and shows them as one writable
+//! tree. This crate is what stands around the overlay filesystem itself (crate [`plyfs_fuse`], which
+//! knows directories only): mounting it, running a command in a throwaway view, and telling what an
+//! upper directory holds.
+//!
+//! The road runs one way. A room may use the rooms below it:
+//!
+//! | room | what it owns |
+//! |---|---|
+//! | [`cli`] | the command line; the only room that prints |
+//! | [`doctor`] | what this host allows, found by trying |
+//! | [`run`] | one command inside a view, in namespaces of its own |
+//! | [`layer`] | what an upper directory holds: as a list of changes, as a tar stream |
+//! | [`mount`] | starting the server of a mount, the table of mounts, unmounting |
+//! | [`error`], `sys` | few kinds of errors; the only unsafe code |
+//!
+//! Three words used throughout: a *lower* is a directory that is only read, the *upper* is where
+//! changes go, the *view* is both merged, as a mount shows it.
+
+pub mod cli;
+pub mod doctor;
+pub mod error;
+pub mod layer;
+pub mod mount;
+pub mod run;
+#[allow(unsafe_code)]
+pub mod sys;
+
+pub use error::{Error, Result};

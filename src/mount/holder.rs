@@ -1,0 +1,60 @@
+//! The process that serves a FUSE mount, as far as the kernel tells: on newer kernels the record of an
+//! open `/dev/fuse` names its connection.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+
+use super::table::MountPoint;
+use crate::sys::Other;
+
+const DEVICE: &str = "/dev/fuse";
+
+/// The server of a mount; `None` when it is not ours to see or the kernel does not tell.
+pub(super) fn server(mount: &MountPoint) -> Option<Other> {
+    let connection = mount.device.1;
+    let processes = fs::read_dir("/proc").ok()?;
+    processes.flatten().find_map(|process| {
+        let id = process.file_name().to_str()?.parse().ok()?;
+        if id == crate::sys::process_id() {
+            return None;
+        }
+        let process = process.path();
+        // Held before it is looked at, so that it is this one that is waited for.
+        let other = Other::open(id).ok()?;
+        serves(&process, connection).then_some(other)
+    })
+}
+
+fn serves(process: &Path, connection: u32) -> bool {
+    let Ok(files) = fs::read_dir(process.join("fd")) else { return false };
+    files.flatten().any(|file| {
+        let is_device = fs::read_link(file.path()).is_ok_and(|link| link == Path::new(DEVICE));
+        is_device && connection_of(process, &file.file_name()) == Some(connection)
+    })
+}
+
+fn connection_of(process: &Path, descriptor: &OsStr) -> Option<u32> {
+    parse(&fs::read_to_string(process.join("fdinfo").join(descriptor)).ok()?)
+}
+
+fn parse(text: &str) -> Option<u32> {
+    text.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_connection_is_read_from_a_record() {
+        let table = [
+            ("pos:\t0\nflags:\t0100002\nfuse_connection:\t53\n", Some(53)),
+            ("pos:\t0\n", None),
+            ("fuse_connection:\tx\n", None),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(parse(text), wanted);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Safe calls to the kernel that the standard library does not offer: processes, signals, mounts,
+//! namespaces. The only room of this package with unsafe code, and the only one that names `libc`
+//! or `rustix`. EINTR is handled here; owned descriptors come out.
+
+mod mount;
+pub mod probe;
+mod process;
+mod signal;
+pub mod tree;
+
+pub use mount::{
+    bind, bind_recursive, make_private, make_read_only, mount_empty, mount_proc, mount_scratch,
+    pivot_root, set_hostname, unmount, unshare,
+};
+pub use process::{
+    Child, Ended, Other, Usage, close_stdio, exit_with_parent, fork, is_root, memory_file,
+    new_session, parent_id, pipe, process_id, raise_open_files, real_ids, reap,
+    supports_user_xattrs, usage,
+};
+pub use signal::{block_signals, next_signal, unblock_signals};
+
+pub use libc::{
+    CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, EACCES, EBUSY, ECHILD, EINVAL, EPERM,
+    SIGCHLD, SIGKILL, SIGTERM,
+};
+
+use std::io;
+
+/// Whether a call failed with the number `code`.
+pub fn is(error: &io::Error, code: i32) -> bool {
+    error.raw_os_error() == Some(code)
+}
