@@ -9,10 +9,12 @@ mod pool;
 mod reply;
 mod requests;
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Errno, InitFlags, KernelConfig};
+use fuser::{Config, Errno, InitFlags, KernelConfig, SessionACL};
 
 use crate::error::{Error, Result};
 use crate::{Overlay, sys};
@@ -88,6 +90,27 @@ impl Server {
                 log::debug!("{what} keeps its default");
             }
         }
+    }
+}
+
+/// A mount whose handshake is done.
+#[derive(Debug)]
+pub(crate) struct Serving(fuser::Session<Server>);
+
+impl Serving {
+    /// Answers the kernel's first request on the device of a fresh mount.
+    pub(crate) fn start(core: Arc<Overlay>, device: OwnedFd) -> io::Result<Serving> {
+        let mut config = Config::default();
+        // One receiver: a second one costs more in wake-ups than it gains, since requests that wait
+        // for the disk go to other threads anyway.
+        config.n_threads = Some(1);
+        let server = Server::new(core);
+        fuser::Session::from_fd(server, device, SessionACL::All, config).map(Serving)
+    }
+
+    /// Serves until the mount is gone.
+    pub(crate) fn run(self) -> io::Result<()> {
+        self.0.run()
     }
 }
 

@@ -10,17 +10,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fuser::{Config, SessionACL};
-
 use crate::error::{Context, Error, Result};
 use crate::options::Options;
-use crate::server::Server;
+use crate::server::Serving;
 use crate::{Overlay, sys};
 
 /// A mount that answers, to be served by [`Session::run`].
 #[derive(Debug)]
 pub struct Session {
-    inner: fuser::Session<Server>,
+    inner: Serving,
     core: Arc<Overlay>,
     mountpoint: PathBuf,
 }
@@ -31,21 +29,11 @@ pub fn mount(options: Options, mountpoint: &Path) -> Result<Session> {
     let mountpoint = mountpoint.canonicalize().on("mount", mountpoint)?;
     let core = Arc::new(Overlay::open(&options)?);
     let device = attach(&options, &core, &mountpoint)?;
-    let inner =
-        fuser::Session::from_fd(Server::new(core.clone()), device, SessionACL::All, config());
-    let inner = inner.map_err(|e| {
+    let inner = Serving::start(core.clone(), device).map_err(|e| {
         take_off(&mountpoint);
         Error::new("mount", &mountpoint, e)
     })?;
     Ok(Session { inner, core, mountpoint })
-}
-
-fn config() -> Config {
-    let mut config = Config::default();
-    // One receiver: a second one costs more in wake-ups than it gains (requests that wait for the
-    // disk go to other threads anyway).
-    config.n_threads = Some(1);
-    config
 }
 
 impl Session {
