@@ -102,6 +102,9 @@ fn options(job: &Job<'_>, lowers: Vec<PathBuf>, ids: Ids) -> Options {
         work: Some(job.state.work.clone()),
         squash_uid: squash,
         squash_gid: squash,
+        // The host's own files have owners without a name in a user namespace. They show as root's:
+        // as anybody else's, half the programs refuse them.
+        squash_unmapped: (!plyfs_fuse::sys::in_initial_user_namespace()).then_some(0),
         // What is thrown away at the end needs no place on disk before.
         volatile: throwaway,
         mount: MountFlags {
