@@ -1,4 +1,6 @@
-//! The one integration binary: a module a subject.
+//! The one integration binary: a module a subject, and `common`, the kit they share.
+//!
+//! A file in `tests/` that is not listed as a module is never compiled; the test below refuses it.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,5 +13,42 @@
     unreachable_pub
 )]
 
+mod common;
 mod doctor;
 mod layer_changes;
+mod overlay_model;
+mod overlay_stress;
+
+use std::path::Path;
+
+/// Adds to `missing` every source file below `dir` that the file above it does not list.
+fn unlisted(dir: &Path, list: &Path, missing: &mut Vec<String>) {
+    let text = std::fs::read_to_string(list).unwrap();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            // A folder without a module file of its name holds data, not code.
+            let own = path.with_extension("rs");
+            if own.exists() {
+                unlisted(&path, &own, missing);
+            }
+        } else if path.extension().is_some_and(|x| x == "rs") && path != list {
+            let listed = text
+                .lines()
+                .map(|l| l.trim().trim_start_matches("pub "))
+                .any(|l| l == format!("mod {stem};"));
+            if !listed {
+                missing.push(path.display().to_string());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_in_tests_is_listed() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut missing = Vec::new();
+    unlisted(&dir, &dir.join("main.rs"), &mut missing);
+    assert!(missing.is_empty(), "not listed as a module: {missing:?}");
+}

@@ -232,7 +232,7 @@ impl Overlay {
                 continue;
             }
             let before = sys::fstat(&*parent)?;
-            if source.origin.is_some() {
+            if source.origin.is_some() || metacopy {
                 self.mark_impure(&link.parent, parent.as_fd())?;
             }
             let group = source.origin.as_ref().filter(|_| source.stat.nlink > 1 && !inode.is_dir());

@@ -254,9 +254,13 @@ fn copy_state(state: &mut State, found: &State) {
     state.redirected = found.redirected;
 }
 
-/// A file with length and without blocks may be a metacopy; no other file is asked.
+/// Whether a file may be a metacopy: it has length, but no blocks other than one for its xattrs. No
+/// other file is asked for the mark.
 fn looks_empty(stat: &Stat) -> bool {
-    stat.kind() == sys::S_IFREG && stat.size > 0 && stat.blocks.saturating_mul(512) < stat.size
+    let for_xattrs = u64::from(stat.blksize / 512).max(8);
+    stat.kind() == sys::S_IFREG
+        && stat.size > 0
+        && (stat.blocks <= for_xattrs || stat.blocks.saturating_mul(512) < stat.size)
 }
 
 fn refuse_foreign(marks: &Marks, sparse: bool) -> io::Result<()> {
@@ -319,5 +323,28 @@ impl View {
     pub(crate) fn is_stale(&self, dir: &Inode) -> bool {
         let state = dir.state.lock();
         self.upper.is_none() != state.upper.is_none() || self.lowers.len() != state.lowers.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_file_with_a_block_for_xattrs_may_be_a_metacopy() {
+        let file = |size, blocks| Stat {
+            mode: sys::S_IFREG | 0o644,
+            size,
+            blocks,
+            blksize: 4096,
+            ..Stat::default()
+        };
+        assert!(looks_empty(&file(100, 0)));
+        assert!(looks_empty(&file(100, 8)));
+        assert!(looks_empty(&file(100_000, 8)));
+        assert!(looks_empty(&file(100_000, 16)), "sparse");
+        assert!(!looks_empty(&file(8192, 16)));
+        assert!(!looks_empty(&file(0, 0)));
+        assert!(!looks_empty(&Stat { mode: sys::S_IFDIR, ..file(4096, 8) }));
     }
 }

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 use crate::number::Numbers;
@@ -169,9 +170,19 @@ fn check_one_mount(root: &OwnedFd, work: &Workdir, upper: &Path, work_path: &Pat
     }
 }
 
+/// The server of a mount that was taken off just now may not have ended yet; it is waited for this
+/// long.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 fn take(dir: &OwnedFd, path: &Path, what: &str) -> Result<()> {
-    if sys::lock_dir(dir).on("lock", path)? {
-        return Ok(());
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    while start.elapsed() < PATIENCE {
+        if sys::lock_dir(dir).on("lock", path)? {
+            return Ok(());
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(100));
     }
     let holder = holder(dir).unwrap_or_else(|| "another process".to_owned());
     let why = format!("{what} is in use by {holder}; unmount that first or use another directory");
