@@ -16,10 +16,7 @@ use crate::inode::{LowerDir, LowerFile};
 use crate::namei::View;
 use crate::redirect;
 use crate::sys::{self, Stat};
-use crate::whiteout::{self, Marks};
-
-/// Metacopies may stand on metacopies; a longer chain than this is an error.
-const MAX_CHAIN: usize = 512;
+use crate::whiteout;
 
 impl Overlay {
     /// The data of a metacopy found in `parent` as `name`, from the layers below `below`.
@@ -55,46 +52,25 @@ impl Overlay {
     }
 
     /// The data of a metacopy with an absolute redirect.
-    pub(crate) fn data_by_path(&self, below: usize, path: PathBuf) -> io::Result<LowerFile> {
-        let (mut from, mut path) = (below, path);
-        for _ in 0..MAX_CHAIN {
-            let Some((layer, marks)) = self.next_data(from, &path)? else {
-                break;
-            };
-            if !marks.metacopy || layer >= self.stack.visible {
-                let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
-                let name = path.file_name().map(OsString::from).unwrap_or_default();
-                let dir =
-                    LowerDir { layer, path: dir, xattr_whiteouts: false, slot: Arc::default() };
-                return Ok(LowerFile { dir: Arc::new(dir), name });
-            }
-            match marks.redirect.as_deref().and_then(redirect::parse) {
-                Some(redirect::Target::Absolute(target)) => path = target,
-                Some(redirect::Target::Sibling(name)) => path.set_file_name(name),
-                None => {}
-            }
-            from = layer + 1;
-        }
-        Err(missing(path.as_os_str()))
-    }
-
-    /// The next layer from `from` on that has a regular file at this path.
-    fn next_data(&self, from: usize, path: &Path) -> io::Result<Option<(usize, Marks)>> {
-        for layer in from..self.stack.layers.len() {
-            let (found, stop) = self.walk_layer(layer, path)?;
-            match found {
-                Some((stat, marks)) if stat.kind() == sys::S_IFREG => {
-                    return Ok(Some((layer, marks)));
+    pub(crate) fn data_by_path(&self, below: usize, mut path: PathBuf) -> io::Result<LowerFile> {
+        let mut layer = below;
+        while layer < self.stack.layers.len() {
+            let walked = self.walk_layer(layer, &path)?;
+            let seen = layer < self.stack.visible;
+            match walked.found {
+                Some((stat, marks))
+                    if stat.kind() == sys::S_IFREG && (!marks.metacopy || !seen) =>
+                {
+                    return Ok(file_at(layer, &path));
                 }
-                Some(_) if layer < self.stack.visible => return Ok(None),
-                // What hides a name ends the search in the seen layers; the data-only ones remain.
-                _ if stop && layer < self.stack.visible => {
-                    return self.next_data(self.stack.visible, path);
-                }
+                Some((stat, _)) if stat.kind() != sys::S_IFREG && seen => break,
                 _ => {}
             }
+            // What hides a name ends the search in the seen layers; the data-only ones remain.
+            layer = if walked.stop && seen { self.stack.visible } else { layer + 1 };
+            path = walked.next;
         }
-        Ok(None)
+        Err(missing(path.as_os_str()))
     }
 
     /// Whether a copy-up of this file may leave the data where it is.
@@ -118,6 +94,13 @@ impl Overlay {
         sys::set_xattr(dir.as_fd(), name, &space.key("metacopy"), b"", 0)?;
         Ok(true)
     }
+}
+
+fn file_at(layer: usize, path: &Path) -> LowerFile {
+    let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
+    let name = path.file_name().map(OsString::from).unwrap_or_default();
+    let dir = LowerDir { layer, path: dir, xattr_whiteouts: false, slot: Arc::default() };
+    LowerFile { dir: Arc::new(dir), name }
 }
 
 fn missing(name: &OsStr) -> io::Error {

@@ -27,6 +27,16 @@ pub(crate) enum Target {
     Sibling(OsString),
 }
 
+/// What one lower layer says of a path.
+pub(crate) struct Walked {
+    /// The object, if the layer has it.
+    pub(crate) found: Option<(Stat, Marks)>,
+    /// Something on the way hides the layers below.
+    pub(crate) stop: bool,
+    /// The path in the layers below: a directory on the way may have been moved in this one.
+    pub(crate) next: PathBuf,
+}
+
 /// Reads the value of a redirect; `None` for one that names no place below the root.
 pub(crate) fn parse(value: &OsStr) -> Option<Target> {
     let bytes = value.as_bytes();
@@ -49,37 +59,47 @@ pub(crate) fn value(path: &Path) -> Option<Vec<u8>> {
 }
 
 impl Overlay {
-    /// Walks a path inside one lower layer, name by name. Returns the object, if the layer has it,
-    /// and whether something on the way hides the layers below.
-    pub(crate) fn walk_layer(
-        &self,
-        layer: usize,
-        path: &Path,
-    ) -> io::Result<(Option<(Stat, Marks)>, bool)> {
-        let mut dir =
-            Arc::new(sys::open(&self.stack.layers[layer].root, OsStr::new(""), sys::O_PATH)?);
-        let (mut stop, mut xattr_whiteouts) = (false, false);
+    /// Walks a path inside one lower layer, name by name.
+    pub(crate) fn walk_layer(&self, layer: usize, path: &Path) -> io::Result<Walked> {
+        let mut dir = sys::open(&self.stack.layers[layer].root, OsStr::new(""), sys::O_PATH)?;
+        let mut walked = Walked { found: None, stop: false, next: PathBuf::new() };
+        let mut xattr_whiteouts = false;
         let mut parts = path.components().peekable();
         while let Some(Component::Normal(name)) = parts.next() {
-            let Some(stat) = sys::has(&*dir, name)? else {
-                return Ok((None, stop || whiteout::has_dot(dir.as_fd(), name)?));
+            walked.next.push(name);
+            let Some(stat) = sys::has(&dir, name)? else {
+                walked.stop |= whiteout::has_dot(dir.as_fd(), name)?;
+                break;
             };
             if whiteout::is_whiteout(dir.as_fd(), name, &stat, xattr_whiteouts)? {
-                return Ok((None, true));
+                walked.stop = true;
+                break;
             }
             let marks = whiteout::marks(dir.as_fd(), name, self.stack.space)?;
-            stop |= whiteout::has_dot(dir.as_fd(), name)?;
+            walked.stop |= whiteout::has_dot(dir.as_fd(), name)?;
+            match marks.redirect.as_deref().and_then(parse) {
+                // It leads out of whatever hid the layers below on the way here.
+                Some(Target::Absolute(path)) => {
+                    walked.next = path;
+                    walked.stop = false;
+                }
+                Some(Target::Sibling(name)) => walked.next.set_file_name(name),
+                None => {}
+            }
             if parts.peek().is_none() {
-                return Ok((Some((stat, marks)), stop));
+                walked.found = Some((stat, marks));
+                return Ok(walked);
             }
             if !stat.is_dir() {
-                return Ok((None, true));
+                walked.stop = true;
+                break;
             }
-            dir = Arc::new(sys::open(&*dir, name, sys::O_PATH | sys::O_DIRECTORY)?);
-            stop |= marks.opaque || whiteout::has_opaque_file(dir.as_fd())?;
+            dir = sys::open(&dir, name, sys::O_PATH | sys::O_DIRECTORY)?;
+            walked.stop |= marks.opaque || whiteout::has_opaque_file(dir.as_fd())?;
             xattr_whiteouts = marks.xattr_whiteouts;
         }
-        Ok((None, stop))
+        walked.next.extend(parts);
+        Ok(walked)
     }
 
     /// The redirect that keeps a directory's lower part when it moves: its topmost lower path.

@@ -94,7 +94,7 @@ impl<'a> Walk<'a> {
     }
 
     fn lower_dir(mut self, dir: &Arc<LowerDir>, stat: Stat, marks: &Marks) -> io::Result<Found> {
-        self.push_dir(dir.layer, dir.path.join(&self.name), marks, stat)?;
+        self.push_named(dir, marks, stat)?;
         if !marks.opaque {
             self.collect_dirs()?;
         }
@@ -162,7 +162,7 @@ impl<'a> Walk<'a> {
                 _ if self.is_hidden()? => break,
                 Step::Other(_) => break,
                 Step::Dir(stat, marks) => {
-                    self.push_dir(dir.layer, dir.path.join(&self.name), &marks, stat)?;
+                    self.push_named(dir, &marks, stat)?;
                     if marks.opaque {
                         break;
                     }
@@ -177,28 +177,34 @@ impl<'a> Walk<'a> {
 
     /// Collects the directories an absolute redirect names, layer by layer.
     fn collect_absolute(&mut self) -> io::Result<()> {
-        while let Some(path) = self.absolute.clone() {
-            let from = self.below;
-            self.absolute = None;
-            for layer in from..self.overlay.stack.visible {
-                let (found, stop) = self.overlay.walk_layer(layer, &path)?;
-                if let Some((stat, marks)) = found {
-                    if !stat.is_dir() || self.is_hidden()? {
-                        return Ok(());
-                    }
-                    self.push_dir(layer, path.clone(), &marks, stat)?;
-                    if marks.opaque {
-                        return Ok(());
-                    }
-                }
-                if stop {
+        let Some(mut path) = self.absolute.take() else { return Ok(()) };
+        for layer in self.below..self.overlay.stack.visible {
+            let walked = self.overlay.walk_layer(layer, &path)?;
+            if let Some((stat, marks)) = walked.found {
+                if !stat.is_dir() || self.is_hidden()? {
                     return Ok(());
                 }
-                if self.absolute.is_some() {
-                    break;
+                self.push_dir(layer, path, &marks, stat)?;
+                if marks.opaque {
+                    return Ok(());
                 }
             }
+            if walked.stop {
+                return Ok(());
+            }
+            path = walked.next;
         }
+        Ok(())
+    }
+
+    /// A directory found by name in a directory of the parent.
+    fn push_named(&mut self, dir: &LowerDir, marks: &Marks, stat: Stat) -> io::Result<()> {
+        if !marks.opaque && dir.layer + 1 < self.overlay.stack.visible {
+            let fd = self.overlay.lower_dir(dir)?;
+            self.pending.push(Pending::Dot(fd, self.name.clone()));
+        }
+        self.push_dir(dir.layer, dir.path.join(&self.name), marks, stat)?;
+        self.follow(marks, dir.layer + 1);
         Ok(())
     }
 
@@ -218,16 +224,9 @@ impl<'a> Walk<'a> {
         self.first_lower.get_or_insert(stat);
         if !marks.opaque && layer + 1 < self.overlay.stack.visible {
             let fd = self.overlay.lower_dir(&dir)?;
-            if let Some(parent) = self.parent.lowers.iter().find(|parent| parent.layer == layer) {
-                if self.absolute.is_none() {
-                    self.pending
-                        .push(Pending::Dot(self.overlay.lower_dir(parent)?, self.name.clone()));
-                }
-            }
             self.pending.push(Pending::OpaqueFile(sys::open(&fd, OsStr::new(""), sys::O_PATH)?));
         }
         self.dirs.push(dir);
-        self.follow(marks, layer + 1);
         Ok(())
     }
 
