@@ -171,6 +171,7 @@ def main():
     parser.add_argument("--without", metavar="KEY", action="append", default=[], help="do not compare: links, xattrs, owner, ...")
     parser.add_argument("--times-before", metavar="EPOCH", type=float, default=float(2**40), help="compare times only where one is older")
     parser.add_argument("--holes", action="store_true", help="a sparse file must stay sparse")
+    parser.add_argument("--or", dest="other", metavar="C", help="a name may also be in B as it is in C")
     options = parser.parse_args()
     if (options.save is None) == (options.b is None):
         parser.error("either --save FILE A, or A B")
@@ -179,7 +180,11 @@ def main():
         with open(options.save, "w", encoding="ascii") as file:
             json.dump(tree, file)
         return 0
-    lines = [f"{shown(name)}: {text}" for name, text in differences(tree, load(options.b, options.ignore), options)]
+    found = list(differences(tree, load(options.b, options.ignore), options))
+    if options.other:
+        still = {name for name, _ in differences(load(options.other, options.ignore), load(options.b, options.ignore), options)}
+        found = [(name, text) for name, text in found if name in still]
+    lines = [f"{shown(name)}: {text}" for name, text in found]
     for line in lines[:40]:
         print(line)
     if len(lines) > 40:

@@ -18,6 +18,23 @@ mod doctor;
 mod layer_changes;
 mod overlay_model;
 mod overlay_stress;
+mod semantics_acl;
+mod semantics_copy_up;
+mod semantics_delete;
+mod semantics_dialects;
+mod semantics_dropin;
+mod semantics_inode;
+mod semantics_io;
+mod semantics_kit;
+mod semantics_layers;
+mod semantics_life;
+mod semantics_modes;
+mod semantics_names;
+mod semantics_nesting;
+mod semantics_open;
+mod semantics_owner;
+mod semantics_rename;
+mod semantics_xattr;
 
 use std::path::Path;
 

@@ -234,6 +234,22 @@ fn the_core_is_a_local_filesystem_rootless() {
     campaign(this_test!(), Taste::default(), &|stack, _| Cored::make(stack), PLYFS);
 }
 
+/// The same on many fresh stacks, each for a few operations.
+#[test]
+fn the_core_is_a_local_filesystem_on_fresh_stacks() {
+    campaign(this_test!(), Taste::fresh(), &|stack, _| Cored::make(stack), PLYFS);
+}
+
+/// The same for an ordinary user.
+#[test]
+fn the_core_is_a_local_filesystem_on_fresh_stacks_rootless() {
+    needs!(UserNs);
+    if rootless::run(this_test!()) {
+        return;
+    }
+    campaign(this_test!(), Taste::fresh(), &|stack, _| Cored::make(stack), PLYFS);
+}
+
 /// Through a mount. The classic FUSE transport has no O_TMPFILE.
 fn mounted() -> Taste {
     Taste { tmpfile: false, ops: 200, ..Taste::default() }
@@ -258,6 +274,7 @@ fn the_mount_is_a_local_filesystem_rootless() {
 
 /// The kit holds for the kernel's overlay too, save for what is known of it.
 #[test]
+#[ignore = "tries the kit on the kernel's overlay, which differs from kernel to kernel; run it by hand"]
 fn the_kernel_overlay_diverges_only_as_known() {
     needs!(Root, KernelOverlay);
     let taste = Taste { dialects: false, strays: false, upper: false, ..Taste::default() };

@@ -137,7 +137,7 @@ fn stress(test: &str) {
                 &mut rng,
                 &["a", "b"],
                 case.model(),
-                Taste { ops: 200, ..Taste::default() },
+                Taste { ops: 200, reopen: false, ..Taste::default() },
             );
             (Core::new(core.overlay().clone()), ops)
         });

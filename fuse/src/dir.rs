@@ -193,6 +193,7 @@ impl Overlay {
         if let Some(fd) = file {
             inode.opens.fetch_add(1, Ordering::Relaxed);
             inode.state.lock().data = Some(Arc::new(Data { fd, reads: true, writes: true }));
+            self.open_data.opened(&inode);
         }
         inode
     }

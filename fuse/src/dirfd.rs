@@ -1,4 +1,4 @@
-//! Cached descriptors of directories, with a bound.
+//! Cached descriptors, with a bound.
 //!
 //! A slot belongs to one directory of one layer and stays right whatever is renamed around it,
 //! since a descriptor names the object. The oldest slots are emptied when too many are full; their
@@ -10,6 +10,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
+
+use crate::inode::Inode;
 
 /// One cached descriptor, or none for now.
 #[derive(Debug, Default)]
@@ -67,6 +69,39 @@ impl DirFds {
         }
         for slot in evicted.iter().filter_map(Weak::upgrade) {
             slot.0.lock().take();
+        }
+    }
+}
+
+/// Inodes whose data is open, oldest first, with a bound: the data of the oldest is closed when too
+/// many are open and opened again at the next read or write.
+#[derive(Debug)]
+pub(crate) struct OpenData {
+    limit: usize,
+    queue: Mutex<VecDeque<Weak<Inode>>>,
+}
+
+impl OpenData {
+    /// A bound of `limit` descriptors.
+    pub(crate) fn new(limit: usize) -> OpenData {
+        OpenData { limit: limit.max(16), queue: Mutex::default() }
+    }
+
+    /// The data of an inode was opened.
+    pub(crate) fn opened(&self, inode: &Arc<Inode>) {
+        let mut evicted = Vec::new();
+        {
+            let mut queue = self.queue.lock();
+            queue.push_back(Arc::downgrade(inode));
+            while queue.len() > self.limit {
+                evicted.extend(queue.pop_front());
+            }
+        }
+        for old in evicted.iter().filter_map(Weak::upgrade) {
+            if !Arc::ptr_eq(&old, inode) {
+                let data = old.state.lock().data.take();
+                drop(data);
+            }
         }
     }
 }

@@ -74,6 +74,8 @@ impl Overlay {
         // A copy-up may have passed while the file was opened: what it left behind is not kept.
         if data.writes || state.upper.is_none() || state.lower_data.is_some() {
             state.data = Some(data.clone());
+            drop(state);
+            self.open_data.opened(inode);
         }
         Ok(data)
     }

@@ -63,7 +63,7 @@ pub use error::{Error, Result};
 pub use options::Options;
 pub use session::{Session, mount};
 
-use dirfd::DirFds;
+use dirfd::{DirFds, OpenData};
 use inode::{Ino, Inode, State, Table};
 use number::Numbers;
 use owner::Identity;
@@ -79,6 +79,7 @@ pub struct Overlay {
     numbers: Numbers,
     table: Table,
     dir_fds: DirFds,
+    open_data: OpenData,
     open_dirs: DashMap<u64, Arc<OpenDir>>,
     next_handle: AtomicU64,
     /// Held while names move between directories, before any directory's lock.
@@ -97,7 +98,10 @@ impl Overlay {
         let limit = sys::raise_nofile();
         let numbers = Numbers::new(options.ino32);
         let stack = Stack::open(options, &numbers)?;
-        let dir_fds = DirFds::new(usize::try_from(limit / 4).unwrap_or(256).min(4096));
+        // What the layers and the process itself hold open is gone from the limit.
+        let held = stack.layers.len() as u64 + 32;
+        let free = usize::try_from(limit.saturating_sub(held)).unwrap_or(usize::MAX);
+        let dir_fds = DirFds::new((free / 4).min(4096));
         let root = place::root(&stack).map_err(|e| Error::new("open layers", "/", e))?;
         let root = Arc::new(Inode::new(Ino::ROOT, sys::S_IFDIR, root));
         if let (Some(upper), Some(dir)) = (&stack.upper, root.dir()) {
@@ -108,6 +112,7 @@ impl Overlay {
             numbers,
             table: Table::new(root),
             dir_fds,
+            open_data: OpenData::new((free / 2).min(8192)),
             open_dirs: DashMap::new(),
             next_handle: AtomicU64::new(1),
             moves: Mutex::new(()),

@@ -108,8 +108,10 @@ impl Overlay {
         let Some(moved) = source.inode.clone() else {
             return Err(Error::code("rename", source.name, sys::ENOENT));
         };
-        if !check_pair(&source, &target, flags)? {
-            return Ok(true);
+        let verdict = check_pair(&source, &target, flags);
+        if !matches!(verdict, Ok(true)) {
+            // Two names looked up one after the other decide nothing unless both still stand.
+            return if self.settled(&source, &target)? { verdict.map(|_| true) } else { Ok(false) };
         }
         self.prepare(&moved)?;
         if let Some(other) = &target.inode {
@@ -239,7 +241,7 @@ impl Overlay {
         }
         let from = self.held(source.dir, views.0, first)?;
         let to = self.held(target.dir, views.1, second)?;
-        if !self.still(&from, source)? || !self.still(&to, target)? {
+        if !self.still(&from.view, source)? || !self.still(&to.view, target)? {
             return Ok(false);
         }
         let upper = self.writable("rename")?;
@@ -251,9 +253,21 @@ impl Overlay {
         Ok(true)
     }
 
+    /// Whether both names stand for what was looked up, at one moment.
+    fn settled(&self, source: &Side<'_>, target: &Side<'_>) -> Result<bool> {
+        let two = !Arc::ptr_eq(source.dir, target.dir);
+        let _moves = two.then(|| self.moves.lock());
+        let views = (self.view(source.dir)?, self.view(target.dir)?);
+        let _guards = lock_both(source.dir, target.dir);
+        Ok(!views.0.is_stale(source.dir)
+            && !views.1.is_stale(target.dir)
+            && self.still(&views.0, source)?
+            && self.still(&views.1, target)?)
+    }
+
     /// Whether a name stands for the same object as before the locks were taken.
-    fn still(&self, held: &Held<'_>, side: &Side<'_>) -> Result<bool> {
-        let now = self.resolve(&held.view, side.name).on("rename", side.name)?;
+    fn still(&self, view: &View, side: &Side<'_>) -> Result<bool> {
+        let now = self.resolve(view, side.name).on("rename", side.name)?;
         Ok(match (&side.inode, now) {
             (None, None) => true,
             (Some(inode), Some(found)) => self

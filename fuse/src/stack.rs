@@ -217,6 +217,11 @@ fn probe(work: &Workdir, options: &Options) -> io::Result<Probe> {
         let why = "device whiteouts were asked for, but the filesystem refuses them";
         return Err(io::Error::new(io::ErrorKind::Unsupported, why));
     }
+    if !device && !probe_dot(work) {
+        let why = "it takes neither device whiteouts nor .wh. files, so nothing could be deleted; \
+                   put the upper directory on another filesystem";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+    }
     let style = if device { Style::Device } else { Style::Dot };
     Ok(Probe {
         dialect: Dialect { space, style },
@@ -239,6 +244,12 @@ fn probe_device(work: &Workdir) -> bool {
     let temp = work.temp();
     sys::mknod(temp.dir(), temp.name(), sys::S_IFCHR, 0).is_ok()
         && sys::stat(temp.dir(), temp.name()).is_ok_and(|stat| is_device(&stat))
+}
+
+fn probe_dot(work: &Workdir) -> bool {
+    let name = OsStr::new(".wh.#plyfs-probe");
+    let made = sys::mknod(work.dir(), name, sys::S_IFREG | 0o600, 0);
+    made.is_ok() && sys::unlink(work.dir(), name).is_ok()
 }
 
 fn probe_rename_whiteout(work: &Workdir) -> bool {

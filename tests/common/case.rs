@@ -12,6 +12,10 @@ use super::rng::Rng;
 pub struct Taste {
     /// Operations a case has.
     pub ops: usize,
+    /// How many seeds are run for each one asked for.
+    pub share: u64,
+    /// Closing and opening the overlay again in between.
+    pub reopen: bool,
     /// Deletions and opaque marks in every dialect, not the kernel's alone.
     pub dialects: bool,
     /// Whiteouts where there is nothing to hide.
@@ -24,9 +28,26 @@ pub struct Taste {
     pub escapes: bool,
 }
 
+impl Taste {
+    /// Many fresh stacks rather than many operations: soon after the first ones little of the lowers
+    /// is left to be seen.
+    pub fn fresh() -> Taste {
+        Taste { ops: 12, share: 10, ..Taste::default() }
+    }
+}
+
 impl Default for Taste {
     fn default() -> Self {
-        Taste { ops: 400, dialects: true, strays: true, upper: true, tmpfile: true, escapes: true }
+        Taste {
+            ops: 400,
+            share: 1,
+            reopen: true,
+            dialects: true,
+            strays: true,
+            upper: true,
+            tmpfile: true,
+            escapes: true,
+        }
     }
 }
 
@@ -137,6 +158,7 @@ pub fn random_ops(rng: &mut Rng, names: &[&str], model: Model, taste: Taste) -> 
                     pick.held.push(*slot)
                 }
                 Op::Close { slot } => pick.held.retain(|s| s != slot),
+                Op::Reopen => pick.held.clear(),
                 _ => {}
             }
             op
@@ -221,6 +243,9 @@ impl Pick<'_> {
     }
 
     fn op(&mut self) -> Op {
+        if self.taste.reopen && self.rng.below(120) == 0 {
+            return Op::Reopen;
+        }
         match self.rng.weighted(&[48, 26, 14, 12]) {
             0 => self.op_on_names(),
             1 => self.op_on_contents(),

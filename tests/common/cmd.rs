@@ -92,8 +92,10 @@ impl Cmd {
         let start = Instant::now();
         let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         self.command.stdout(out.try_clone().unwrap()).stderr(err.try_clone().unwrap());
-        let mut child =
-            self.command.spawn().unwrap_or_else(|e| panic!("run {}: {e}", self.program.display()));
+        let mut child = self
+            .command
+            .spawn()
+            .unwrap_or_else(|e| panic!("run {}: {e}", self.program.to_string_lossy()));
         let (status, late) = loop {
             match child.try_wait().unwrap() {
                 Some(status) => break (status, false),
@@ -117,7 +119,7 @@ impl Cmd {
 
     fn story(&self, output: &Output, late: bool) -> String {
         let mut text = String::new();
-        let _ = write!(text, "command: {}", self.program.display());
+        let _ = write!(text, "command: {}", self.program.to_string_lossy());
         for arg in self.command.get_args() {
             let _ = write!(text, " {arg:?}");
         }

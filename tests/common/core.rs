@@ -416,6 +416,7 @@ impl Core {
                 self.counted(self.fs.link(ino, dir.ino(), name).map_err(no)?);
             }
             Op::Close { slot } => drop(self.held.remove(slot).ok_or(EBADF)?),
+            Op::Reopen => self.held.clear(),
             other => unreachable!("{other}"),
         }
         Ok(Outcome::Done)

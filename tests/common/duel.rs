@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use super::case::{Case, Taste};
 use super::layer::Dialect;
 use super::model::{Id, Model, Who};
-use super::ops::{Op, Said, Target, show};
+use super::ops::{Op, Outcome, Said, Target, show};
 use super::plain::Plain;
 use super::sandbox::Sandbox;
 use super::tree::{Node, Tree};
@@ -153,7 +153,11 @@ impl<'a> Duel<'a> {
     }
 
     fn step(&mut self, op: &Op) -> Result<(), String> {
-        let said = self.subject.apply(op);
+        let mut said = self.subject.apply(op);
+        if *op == Op::Reopen {
+            self.reopen()?;
+            said = Ok(Outcome::Done);
+        }
         let mut next = self.model.clone();
         let expected = next.apply(op);
         if said != expected {
@@ -253,16 +257,22 @@ impl<'a> Duel<'a> {
             .collect()
     }
 
+    fn reopen(&mut self) -> Result<(), String> {
+        self.subject.close_all();
+        self.subject.reopen().map_err(|text| format!("open again: {text}"))?;
+        if self.known.iter().any(|known| known.renumbers) {
+            self.numbers.clear();
+        }
+        Ok(())
+    }
+
     fn finish(&mut self) -> Result<(), String> {
         self.compare()?;
         self.subject.close_all();
         self.model.close_all();
         self.plain.close_all();
         self.compare().map_err(|text| format!("when all is closed: {text}"))?;
-        self.subject.reopen().map_err(|text| format!("open again: {text}"))?;
-        if self.known.iter().any(|known| known.renumbers) {
-            self.numbers.clear();
-        }
+        self.reopen()?;
         self.compare().map_err(|text| format!("opened again: {text}"))
     }
 }
@@ -273,12 +283,17 @@ fn env(name: &str) -> Option<u64> {
         .map(|text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
 }
 
-/// Runs the cases of many seeds, 60 by default. `PLYFS_SEED` runs one, `PLYFS_SEEDS` says how many,
+/// Runs the cases of many seeds, 60 (times the taste's share) by default. `PLYFS_SEED` runs one,
+/// `PLYFS_SEEDS` says how many,
 /// `PLYFS_FIRST` where they start. The first that fails is shrunk and printed. With `PLYFS_ALL` set
 /// every seed is run and the failures are counted.
 pub fn campaign(title: &str, taste: Taste, make: &Make, known: &[Known]) {
     let first = env("PLYFS_SEED").or_else(|| env("PLYFS_FIRST")).unwrap_or(1);
-    let count = if env("PLYFS_SEED").is_some() { 1 } else { env("PLYFS_SEEDS").unwrap_or(60) };
+    let count = if env("PLYFS_SEED").is_some() {
+        1
+    } else {
+        env("PLYFS_SEEDS").unwrap_or(60) * taste.share
+    };
     let mut failed = Vec::new();
     for seed in first..first + count {
         let case = Case::random(seed, taste);

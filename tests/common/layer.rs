@@ -302,7 +302,7 @@ impl Generator<'_> {
     fn what(&mut self, layer: &Layer, depth: usize) -> What {
         let device = if self.who.privileged { 2 } else { 0 };
         let dir = if depth < 3 { 42 } else { 8 };
-        match self.rng.weighted(&[dir, 20, 5, 7, 3, device, 10, 8]) {
+        match self.rng.weighted(&[dir, 20, 5, 7, 3, device, 17, 8]) {
             0 => What::Dir { opaque: self.rng.chance(20) },
             1 => What::Plain(self.content().bytes()),
             2 => {

@@ -45,12 +45,8 @@ pub fn own_namespace() {
         return;
     }
     // SAFETY: a plain system call on this thread alone.
-    assert_eq!(
-        unsafe { libc::unshare(libc::CLONE_NEWNS) },
-        0,
-        "unshare: {}",
-        std::io::Error::last_os_error()
-    );
+    let done = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    assert_eq!(done, 0, "unshare: {}", std::io::Error::last_os_error());
     super::rootless::make_private().unwrap();
 }
 

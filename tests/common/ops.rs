@@ -77,6 +77,9 @@ pub enum Op {
     /// Gives what is open in `slot` a (further) name.
     HeldLink { slot: usize, to: String },
     Close { slot: usize },
+    /// Closes everything and opens the filesystem again; a target that is no filesystem of its own
+    /// only closes.
+    Reopen,
 }
 
 /// What a successful operation said.
@@ -236,6 +239,7 @@ impl fmt::Display for Op {
             Op::HeldChmod { slot, mode } => write!(f, "chmod #{slot} {mode:04o}"),
             Op::HeldLink { slot, to } => write!(f, "link #{slot} as {}", P(to)),
             Op::Close { slot } => write!(f, "close #{slot}"),
+            Op::Reopen => f.write_str("reopen"),
         }
     }
 }

@@ -261,6 +261,7 @@ impl Plain {
                 rustix::fs::linkat(rustix::fs::CWD, source, &dir, name, AtFlags::SYMLINK_FOLLOW)?;
             }
             Op::Close { slot } => drop(self.held.remove(slot).ok_or(Errno::BADF)?),
+            Op::Reopen => self.held.clear(),
             other => unreachable!("{other}"),
         }
         Ok(Outcome::Done)

@@ -197,6 +197,7 @@ impl Model {
                 self.attach(dir, &name, id);
             }
             Op::Close { slot } => drop(self.held.remove(slot).ok_or(EBADF)?),
+            Op::Reopen => self.held.clear(),
             other => unreachable!("{other}"),
         }
         Ok(Outcome::Done)
