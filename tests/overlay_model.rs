@@ -169,9 +169,7 @@ const KERNEL: &[Known] = &[
             (Op::HeldStat { .. }, Ok(Outcome::Stat(said)), Ok(Outcome::Stat(expected))) => {
                 expected.nlink == 0 && *said == Meta { nlink: said.nlink, ..expected.clone() }
             }
-            (Op::HeldChmod { slot, .. }, Err(libc::ENOENT), Ok(_)) => {
-                model.nlink_held(*slot) == Some(0)
-            }
+            (Op::HeldChmod { slot, .. }, Err(_), Ok(_)) => model.nlink_held(*slot) == Some(0),
             _ => false,
         },
         ..Known::NONE

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::Overlay;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode};
 use crate::owner::Caller;
 use crate::sys::{self, FsStat, NewTimes, Stat};
@@ -225,7 +225,14 @@ impl Overlay {
             }
         }
         if let Some(mode) = set.mode {
+            if inode.kind == sys::S_IFLNK {
+                return Err(Error::code("chmod", inode.path(), sys::EOPNOTSUPP));
+            }
             self.at(inode, |dir, name| sys::chmod(dir, name, mode)).on("chmod", inode.path())?;
+        }
+        if set.mode.is_some_and(|mode| mode & (sys::S_ISUID | sys::S_ISGID) != 0) {
+            // Again: a write at the same moment may have found the bits not set yet.
+            inode.plain_mode.store(false, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -42,6 +42,8 @@ struct Source {
     dir: Arc<OwnedFd>,
     name: std::ffi::OsString,
     stat: Stat,
+    /// Where the lower layers have the object, as a redirect says it.
+    path: Option<std::path::PathBuf>,
     /// Where the data of a file is: the file itself, or what a metacopy stands for.
     data: Option<LowerFile>,
     origin: Option<Origin>,
@@ -128,7 +130,8 @@ impl Overlay {
         };
         let stat = sys::stat(&*dir, &name)?;
         let origin = self.origin_of(dir.as_fd(), &name, stat.dev);
-        Ok(Source { dir, name, stat, data, origin })
+        let path = inode.link().map(|link| self.lower_path(&link.parent).join(&*link.name));
+        Ok(Source { dir, name, stat, path, data, origin })
     }
 
     /// Builds the twin in the work directory; true when it is a metacopy.
@@ -155,12 +158,19 @@ impl Overlay {
         Ok(metacopy)
     }
 
+    /// Says by which number an upper object goes. The lock of its directory is held.
+    pub(crate) fn note_copy(&self, inode: &Inode, dir: BorrowedFd<'_>, name: &OsStr) {
+        match sys::stat(dir, name) {
+            Ok(real) => self.table.copied(inode, (real.dev, real.ino)),
+            Err(e) => log::warn!("stat {name:?} after its copy-up: {e}"),
+        }
+    }
+
     fn build_file(&self, temp: &Temp<'_>, source: &Source, depth: Depth) -> io::Result<bool> {
         let file = sys::open_new(temp.dir(), temp.name(), 0o600)?;
-        if let Some(data) = source.data.as_ref().filter(|_| depth == Depth::Attributes) {
-            if self.may_metacopy(&source.stat)
-                && self.mark_metacopy(temp.dir(), temp.name(), data)?
-            {
+        let path = source.path.as_ref().filter(|_| depth == Depth::Attributes);
+        if let Some(path) = path.filter(|_| self.may_metacopy(&source.stat)) {
+            if self.mark_metacopy(temp.dir(), temp.name(), path)? {
                 sys::truncate(&file, source.stat.size)?;
                 return Ok(true);
             }
@@ -247,6 +257,7 @@ impl Overlay {
                 }
             };
             temp.keep();
+            self.note_copy(inode, parent.as_fd(), &link.name);
             self.promote(inode, at, source, metacopy);
             return restore_times(parent.as_fd(), &before);
         }

@@ -8,7 +8,7 @@
 mod link;
 mod remove;
 
-pub(crate) use remove::bury;
+pub(crate) use remove::{bury, unpin};
 
 use std::ffi::OsStr;
 use std::io;

@@ -20,23 +20,31 @@ impl Overlay {
     /// Opens a file; pair with [`Overlay::release`].
     pub fn open_file(&self, caller: Caller, ino: Ino, flags: i32) -> Result<()> {
         let inode = self.inode(ino, "open")?;
+        inode.opens.fetch_add(1, Ordering::AcqRel);
+        let opened = self.open_checked(caller, &inode, flags);
+        if opened.is_err() {
+            self.release(ino);
+        }
+        opened
+    }
+
+    fn open_checked(&self, caller: Caller, inode: &Arc<Inode>, flags: i32) -> Result<()> {
         let writes = flags & sys::O_ACCMODE != sys::O_RDONLY;
         let truncates = flags & sys::O_TRUNC != 0;
         if writes || truncates {
             self.writable("open")?;
         }
         if truncates {
-            self.copy_up_data(&inode, Some(0))?;
+            self.copy_up_data(inode, Some(0))?;
         }
         // Opened at once: an object that cannot be opened fails the open and not the first read.
-        let data = self.data(&inode, truncates || (writes && !self.would_copy(&inode)))?;
+        let data = self.data(inode, truncates || (writes && !self.would_copy(inode)))?;
         if truncates {
             sys::truncate(&data.fd, 0).on("truncate", inode.path())?;
             if caller.uid != 0 {
-                self.drop_set_id(&inode, data.fd.as_fd())?;
+                self.drop_set_id(inode, data.fd.as_fd())?;
             }
         }
-        inode.opens.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
@@ -70,6 +78,9 @@ impl Overlay {
             return Ok(data.clone());
         }
         let data = Arc::new(self.open_data(inode, write)?);
+        if inode.opens.load(Ordering::Acquire) == 0 {
+            return Ok(data);
+        }
         let mut state = inode.state.lock();
         // A copy-up may have passed while the file was opened: what it left behind is not kept.
         if data.writes || state.upper.is_none() || state.lower_data.is_some() {
@@ -161,6 +172,9 @@ impl Overlay {
                 self.set_override(inode, &set)?;
             } else {
                 sys::chmod(fd, OsStr::new(""), mode).on("chmod", inode.path())?;
+            }
+            if let Some(watch) = self.watcher.0.get() {
+                watch(inode.ino);
             }
         }
         inode.plain_mode.store(true, Ordering::Relaxed);

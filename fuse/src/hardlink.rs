@@ -35,12 +35,9 @@ fn merged_count(record: &[u8], upper: u32, lower: Option<u32>) -> Option<u32> {
 impl Overlay {
     /// The record of a lower object by which its copy is found again.
     pub(crate) fn origin_of(&self, dir: BorrowedFd<'_>, name: &OsStr, dev: u64) -> Option<Origin> {
+        let uuid = self.numbers.uuid(dev)?;
         let handle = sys::file_handle(dir, name).ok()?;
-        Some(Origin {
-            uuid: self.numbers.uuid(dev),
-            handle_type: handle.kind,
-            handle: handle.bytes,
-        })
+        Some(Origin { uuid, handle_type: handle.kind, handle: handle.bytes })
     }
 
     /// An upper object with an origin and several links: a member of a group, if the index has it.

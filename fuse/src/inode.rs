@@ -9,6 +9,7 @@
 //! numbers), then a shard of the table, then `state`. `state` and the shards are never held across
 //! a system call.
 
+use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -110,8 +111,10 @@ pub struct State {
     pub has_origin: bool,
     /// Whether the directory has a default ACL; `None` until it was asked.
     pub default_acl: Option<bool>,
-    /// The upper directory was given a redirect.
-    pub redirected: bool,
+    /// The redirect of the upper directory.
+    pub redirect: Option<Box<OsStr>>,
+    /// Device and number of the upper object, once it was copied up.
+    pub copy: Option<(u64, u64)>,
 }
 
 /// The part only directories have.
@@ -244,6 +247,11 @@ impl State {
 #[derive(Debug)]
 pub struct Table {
     inodes: DashMap<u64, Arc<Inode>>,
+    /// Upper objects, by device and number there, whose inode goes by another number because it was
+    /// looked up before it was copied up.
+    copies: DashMap<(u64, u64), u64>,
+    /// Inodes nobody looked up that were in use when they should have left.
+    limbo: Mutex<VecDeque<Ino>>,
 }
 
 impl Table {
@@ -252,7 +260,24 @@ impl Table {
         let inodes = DashMap::new();
         root.lookups.store(1, Ordering::Relaxed);
         inodes.insert(root.ino.0, root);
-        Table { inodes }
+        Table { inodes, copies: DashMap::new(), limbo: Mutex::default() }
+    }
+
+    /// The upper object `real` (device, number) is this inode's from now on.
+    pub fn copied(&self, inode: &Inode, real: (u64, u64)) {
+        self.copies.insert(real, inode.ino.0);
+        let before = inode.state.lock().copy.replace(real);
+        if let Some(before) = before.filter(|before| *before != real) {
+            self.copies.remove(&before);
+        }
+    }
+
+    /// The number by which an upper object goes that was copied up while it was known.
+    pub fn number_of_copy(&self, dev: u64, ino: u64) -> Option<u64> {
+        if self.copies.is_empty() {
+            return None;
+        }
+        self.copies.get(&(dev, ino)).map(|number| *number)
     }
 
     /// The inode of a number the kernel holds.
@@ -307,18 +332,32 @@ impl Table {
             debug_assert!(less.is_ok() && had >= count, "more forgets than lookups");
         }
         self.sweep(ino);
+        let again = self.limbo.lock().pop_front();
+        if let Some(ino) = again {
+            self.sweep(ino);
+        }
     }
 
     /// Removes an inode nobody holds, and the directories that only it held.
     fn sweep(&self, ino: Ino) {
         let mut idle = vec![ino];
         while let Some(ino) = idle.pop() {
+            let mut busy = false;
             let gone = self.inodes.remove_if(&ino.0, |_, inode| {
-                ino != Ino::ROOT && inode.lookups() == 0 && Arc::strong_count(inode) == 1
+                let unknown = ino != Ino::ROOT && inode.lookups() == 0;
+                busy = unknown && Arc::strong_count(inode) > 1;
+                unknown && !busy
             });
+            if busy {
+                self.limbo.lock().push_back(ino);
+            }
             // The drop happens outside the shard's lock: it may close descriptors.
             if let Some((_, inode)) = gone {
-                idle.extend(inode.state.lock().links.iter().map(|link| link.parent.ino));
+                let state = inode.state.lock();
+                idle.extend(state.links.iter().map(|link| link.parent.ino));
+                if let Some(copy) = state.copy {
+                    self.copies.remove(&copy);
+                }
             }
         }
     }

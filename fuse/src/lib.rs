@@ -53,8 +53,8 @@ pub mod whiteout;
 mod workdir;
 mod xattr;
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -86,8 +86,22 @@ pub struct Overlay {
     moves: Mutex<()>,
     /// User and group that own what this process creates.
     daemon_ids: (u32, u32),
+    /// Told of attributes that changed without being asked to.
+    watcher: Watcher,
     /// Layers may change behind the mount: nothing is believed for longer than a request.
     live: bool,
+}
+
+type Watch = Box<dyn Fn(Ino) + Send + Sync>;
+
+/// Who is told of changed attributes.
+#[derive(Default)]
+struct Watcher(OnceLock<Watch>);
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watcher")
+    }
 }
 
 impl Overlay {
@@ -117,6 +131,7 @@ impl Overlay {
             next_handle: AtomicU64::new(1),
             moves: Mutex::new(()),
             daemon_ids: sys::effective_ids(),
+            watcher: Watcher::default(),
             live: options.timeout.is_zero(),
             options: options.clone(),
             stack,
@@ -126,6 +141,20 @@ impl Overlay {
     /// What the overlay was opened with.
     pub fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// Has `f` called with every object whose attributes change as a side effect, so that whoever
+    /// caches them can ask again. The first caller stays.
+    pub fn watch(&self, f: impl Fn(Ino) + Send + Sync + 'static) {
+        if self.watcher.0.set(Box::new(f)).is_err() {
+            log::debug!("attributes are watched already");
+        }
+    }
+
+    /// Whether a directory, by device and inode number, is one of those that a mount must not be
+    /// below: a path of ours would lead into the mount itself.
+    pub(crate) fn must_not_hold_mount(&self, place: (u64, u64)) -> bool {
+        self.stack.open_to_mounts.contains(&place)
     }
 
     /// Whether there is no upper layer.

@@ -78,15 +78,15 @@ impl Overlay {
         self.options.metacopy && stat.kind() == sys::S_IFREG && stat.size > 0 && stat.nlink == 1
     }
 
-    /// Marks a file in the work directory as a metacopy of the data at `data`; false when the path
-    /// is too long for a redirect, so that the data has to be copied.
+    /// Marks a file in the work directory as a metacopy of what the lower layers have at `path`;
+    /// false when that is too long for a redirect, so that the data has to be copied.
     pub(crate) fn mark_metacopy(
         &self,
         dir: impl AsFd,
         name: &OsStr,
-        data: &LowerFile,
+        path: &Path,
     ) -> io::Result<bool> {
-        let Some(value) = redirect::value(&data.dir.path.join(&data.name)) else {
+        let Some(value) = redirect::value(path) else {
             return Ok(false);
         };
         let space = self.stack.space;

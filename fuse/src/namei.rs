@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use walk::{Pending, Walk};
+use walk::{Pending, Place, Walk};
 
 use crate::Overlay;
 use crate::attr::Attr;
@@ -109,16 +109,16 @@ impl Overlay {
         };
         match self.step(upper.as_fd(), name, parent.xattr_whiteouts)? {
             Step::Miss => {
-                walk.pending.push(Pending::Dot(upper.clone(), name.to_owned()));
+                walk.pending.push(Pending::Dot(Place::Upper(upper.clone()), name.to_owned()));
                 walk.lowers()
             }
             Step::Whiteout => Ok(None),
             Step::Other(stat) => self.upper_file(walk, upper.as_fd(), stat).map(Some),
             Step::Dir(stat, marks) => {
                 if !marks.opaque && !parent.lowers.is_empty() {
-                    walk.pending.push(Pending::Dot(upper.clone(), name.to_owned()));
+                    walk.pending.push(Pending::Dot(Place::Upper(upper.clone()), name.to_owned()));
                     let inside = sys::open(upper, name, sys::O_PATH | sys::O_DIRECTORY)?;
-                    walk.pending.push(Pending::OpaqueFile(inside));
+                    walk.pending.push(Pending::OpaqueFile(Place::Upper(Arc::new(inside))));
                 }
                 walk.upper_dir(stat, marks)
             }
@@ -156,13 +156,19 @@ impl Overlay {
         Ok(Step::Other(stat))
     }
 
+    /// The number of an upper object without an origin: the one it is known by, or its own.
+    pub(crate) fn upper_number(&self, stat: &Stat) -> u64 {
+        let known = self.table.number_of_copy(stat.dev, stat.ino);
+        known.unwrap_or_else(|| self.numbers.of(stat.dev, stat.ino))
+    }
+
     /// An upper object that is no directory: its origin, hard-link group and data.
     fn upper_file(&self, mut walk: Walk<'_>, dir: BorrowedFd<'_>, stat: Stat) -> io::Result<Found> {
         let name = walk.name.clone();
         let sparse = looks_empty(&stat);
         let mut found = Found {
             stat,
-            number: self.numbers.of(stat.dev, stat.ino),
+            number: self.upper_number(&stat),
             state: State { upper: Some(UpperAt::Named), ..State::default() },
         };
         if !walk.parent.impure && !sparse && stat.nlink < 2 {
@@ -173,7 +179,9 @@ impl Overlay {
         refuse_foreign(&marks, sparse)?;
         if let Some(origin) = &marks.origin {
             found.state.has_origin = true;
-            found.number = self.numbers.of_origin(origin).unwrap_or(found.number);
+            if self.table.number_of_copy(stat.dev, stat.ino).is_none() {
+                found.number = self.numbers.of_origin(origin).unwrap_or(found.number);
+            }
             if stat.nlink > 1 {
                 self.join_group(&mut found, origin, &marks)?;
             }
@@ -251,7 +259,7 @@ fn copy_state(state: &mut State, found: &State) {
     state.impure = found.impure;
     state.xattr_whiteouts = found.xattr_whiteouts;
     state.has_origin = found.has_origin;
-    state.redirected = found.redirected;
+    state.redirect = found.redirect.clone();
 }
 
 /// Whether a file may be a metacopy: it has length, but no blocks other than one for its xattrs. No
@@ -277,6 +285,9 @@ fn refuse_foreign(marks: &Marks, sparse: bool) -> io::Result<()> {
 pub(crate) fn check_name(name: &OsStr) -> Result<()> {
     if name.len() > 255 {
         return Err(Error::code("lookup", name, sys::ENAMETOOLONG));
+    }
+    if name.is_empty() || name == "." || name == ".." || name.as_bytes().contains(&b'/') {
+        return Err(Error::code("lookup", name, sys::EINVAL));
     }
     Ok(())
 }

@@ -66,9 +66,13 @@ impl Numbers {
         (fs.readable && named.next().is_none()).then(|| self.pack(position as u64, ino))
     }
 
-    /// UUID of a filesystem of the stack.
-    pub(crate) fn uuid(&self, dev: u64) -> [u8; 16] {
-        self.filesystems.read().iter().find(|fs| fs.dev == dev).map_or([0; 16], |fs| fs.uuid)
+    /// UUID of a filesystem of the stack, when no other of them has the same and its file handles
+    /// name its inodes: only then does a record of a handle mean one object.
+    pub(crate) fn uuid(&self, dev: u64) -> Option<[u8; 16]> {
+        let filesystems = self.filesystems.read();
+        let fs = filesystems.iter().find(|fs| fs.dev == dev && fs.readable)?;
+        let alone = filesystems.iter().filter(|other| other.uuid == fs.uuid).count() == 1;
+        alone.then_some(fs.uuid)
     }
 
     /// Another number for an object whose own is taken by a different one; `salt` tells the

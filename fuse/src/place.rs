@@ -159,6 +159,10 @@ impl Overlay {
                     if let Some(result) = self.at_name(inode, &f) {
                         return result;
                     }
+                    let state = inode.state.lock();
+                    if state.links.is_empty() && matches!(state.upper, Some(UpperAt::Named)) {
+                        return Err(io::Error::from_raw_os_error(sys::ESTALE));
+                    }
                 }
                 None => {
                     if let Some(dir) = dirs.first() {

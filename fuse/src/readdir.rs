@@ -173,8 +173,11 @@ impl Overlay {
                 seen.insert(entry.name);
                 continue;
             }
-            if let Some(shown) = self.number_entry(layer, &entry, dev)? {
-                out.push(shown);
+            match self.number_entry(layer, &entry, dev) {
+                Ok(shown) => out.extend(shown),
+                // It went while it was looked at.
+                Err(e) if sys::errno(&e) == sys::ENOENT => {}
+                Err(e) => return Err(e),
             }
             if !layer.alone {
                 seen.insert(entry.name);
@@ -201,7 +204,8 @@ impl Overlay {
             let ino = Ino(found.number);
             return Ok(Some(DirEntry { ino, kind: found.stat.kind(), name: entry.name.clone() }));
         }
-        let ino = Ino(self.numbers.of(dev, entry.ino));
+        let known = self.table.number_of_copy(dev, entry.ino).filter(|_| layer.upper);
+        let ino = Ino(known.unwrap_or_else(|| self.numbers.of(dev, entry.ino)));
         Ok(Some(DirEntry { ino, kind: entry.kind, name: entry.name.clone() }))
     }
 

@@ -102,13 +102,31 @@ impl Overlay {
         Ok(walked)
     }
 
-    /// The redirect that keeps a directory's lower part when it moves: its topmost lower path.
-    pub(crate) fn redirect_of(&self, dir: &Arc<Inode>) -> Option<Vec<u8>> {
-        let state = dir.state.lock();
-        let first = state.lowers.first()?;
-        // One record can name one path only: parts that lie at another one would be lost.
-        let same = state.lowers.iter().all(|lower| lower.path == first.path);
-        if same { value(&first.path) } else { None }
+    /// Where the lower layers have a directory, as a path from their roots: its names up to the
+    /// nearest redirect. It is resolved layer by layer, so it also leads through directories that
+    /// were moved in one of them.
+    pub(crate) fn lower_path(&self, dir: &Arc<Inode>) -> PathBuf {
+        let mut names: Vec<Box<OsStr>> = Vec::new();
+        let mut here = dir.clone();
+        let base = loop {
+            let (redirect, link) = {
+                let state = here.state.lock();
+                (state.redirect.clone(), state.links.first().cloned())
+            };
+            match (redirect.as_deref().and_then(parse), link) {
+                (Some(Target::Absolute(path)), _) => break path,
+                (_, None) => break PathBuf::new(),
+                (Some(Target::Sibling(name)), Some(link)) => {
+                    names.push(name.into());
+                    here = link.parent;
+                }
+                (None, Some(link)) => {
+                    names.push(link.name);
+                    here = link.parent;
+                }
+            }
+        };
+        names.iter().rev().fold(base, |path, name| path.join(&**name))
     }
 }
 

@@ -9,20 +9,26 @@
 //! the directories' own locks, ancestor first, otherwise ascending numbers; then the lock of a
 //! directory about to be replaced. Nothing is copied while any of them is held.
 
+mod check;
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
 
+use check::{check_ancestry, check_pair};
+
 use crate::Overlay;
 use crate::copy_up::restore_times;
-use crate::dir::{Held, bury, writes_dots};
+use crate::dir::{Held, bury, unpin, writes_dots};
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode, UpperAt};
 use crate::namei::{View, check_name};
 use crate::options::RedirectDir;
+use crate::redirect;
 use crate::stack::Upper;
 use crate::sys;
 use crate::whiteout::{self, Space};
@@ -146,8 +152,12 @@ impl Overlay {
             _ if !merged => return self.copy_up(inode),
             RedirectDir::Off => return Err(Error::code("rename", inode.path(), sys::EXDEV)),
             RedirectDir::Copy => (None, true),
-            RedirectDir::Auto => (self.redirect_of(inode), self.stack.space != Space::Trusted),
-            RedirectDir::On => (self.redirect_of(inode), self.stack.space == Space::None),
+            RedirectDir::Auto => {
+                (redirect::value(&self.lower_path(inode)), self.stack.space != Space::Trusted)
+            }
+            RedirectDir::On => {
+                (redirect::value(&self.lower_path(inode)), self.stack.space == Space::None)
+            }
         };
         let Some(value) = redirect.filter(|_| !whole) else {
             return self.copy_whole(inode);
@@ -156,7 +166,7 @@ impl Overlay {
         let key = self.stack.space.key("redirect");
         self.at(inode, |dir, name| sys::set_xattr(dir, name, &key, &value, 0))
             .on("redirect", inode.path())?;
-        inode.state.lock().redirected = true;
+        inode.state.lock().redirect = Some(OsStr::from_bytes(&value).into());
         Ok(())
     }
 
@@ -213,8 +223,10 @@ impl Overlay {
             }
         }
         upper.dialect.set_opaque(here, top).on("make opaque", dir.path())?;
+        self.note_copy(dir, here, top);
         let mut state = dir.state.lock();
         state.lowers = Arc::default();
+        state.redirect = None;
         state.has_origin = true;
         drop(state);
         let before = sys::fstat(here).on("stat", dir.path())?;
@@ -351,8 +363,19 @@ impl Overlay {
         self.outfit(upper, from, to)?;
         self.clear_target(upper, there, target)?;
         let covers = self.lower_has(&here.view, source.name).on("rename", source.name)?;
-        self.shift(upper, (here, source.name), (there, target.name), covers)
-            .on("rename", source.name)?;
+        let place = (target.dir, target.name);
+        let pinned = match target.inode.as_ref().filter(|inode| !inode.is_dir()) {
+            Some(inode) => {
+                let in_upper = sys::has(&*there.fd, target.name).on("rename", target.name)?;
+                Some((inode, self.pin(inode, place, there, in_upper.is_some())?))
+            }
+            None => None,
+        };
+        let moved = self.shift(upper, (here, source.name), (there, target.name), covers);
+        if let (Err(_), Some((inode, pinned))) = (&moved, pinned) {
+            unpin(inode, place, pinned);
+        }
+        moved.on("rename", source.name)?;
         self.retire(target, gone)?;
         drop(guard);
         if let Some(inode) = &source.inode {
@@ -371,7 +394,7 @@ impl Overlay {
             return Ok(());
         }
         if !inode.is_dir() {
-            return self.pin(inode, target.dir, there, target.name);
+            return Ok(());
         }
         let inside = sys::open(&*there.fd, target.name, sys::O_PATH | sys::O_DIRECTORY)
             .on("open", target.name)?;
@@ -444,45 +467,6 @@ fn move_link(inode: &Arc<Inode>, from: &Side<'_>, to: &Side<'_>) {
     let mut state = inode.state.lock();
     state.drop_link(from.dir, from.name);
     state.add_link(to.dir, to.name);
-}
-
-/// Refuses what no rename may do, in the order of the kernel's own checks (fs/namei.c); false when
-/// both names are the same object already.
-fn check_pair(source: &Side<'_>, target: &Side<'_>, flags: u32) -> Result<bool> {
-    let refuse = |code| Err(Error::code("rename", target.name, code));
-    let exchange = flags & sys::RENAME_EXCHANGE != 0;
-    if target.inode.is_some() && flags & sys::RENAME_NOREPLACE != 0 {
-        return refuse(sys::EEXIST);
-    }
-    if target.inode.is_none() && exchange {
-        return refuse(sys::ENOENT);
-    }
-    check_ancestry(source, target, exchange)?;
-    let (Some(moved), Some(other)) = (&source.inode, &target.inode) else { return Ok(true) };
-    if Arc::ptr_eq(moved, other) {
-        return Ok(false);
-    }
-    match (moved.is_dir(), other.is_dir()) {
-        _ if exchange => Ok(true),
-        (true, false) => refuse(sys::ENOTDIR),
-        (false, true) => refuse(sys::EISDIR),
-        _ => Ok(true),
-    }
-}
-
-/// A directory cannot move below itself, nor take the place of one it is in.
-fn check_ancestry(source: &Side<'_>, target: &Side<'_>, exchange: bool) -> Result<()> {
-    let is_above = |side: &Side<'_>, dir: &Arc<Inode>| {
-        side.inode.as_ref().is_some_and(|inode| inode.is_dir() && dir.is_below(inode))
-    };
-    if is_above(source, target.dir) {
-        return Err(Error::code("rename", source.name, sys::EINVAL));
-    }
-    if is_above(target, source.dir) {
-        let code = if exchange { sys::EINVAL } else { sys::ENOTEMPTY };
-        return Err(Error::code("rename", target.name, code));
-    }
-    Ok(())
 }
 
 /// Locks two directories in order; the second guard is none when they are one.

@@ -104,8 +104,16 @@ impl Serving {
         // One receiver: a second one costs more in wake-ups than it gains, since requests that wait
         // for the disk go to other threads anyway.
         config.n_threads = Some(1);
-        let server = Server::new(core);
-        fuser::Session::from_fd(server, device, SessionACL::All, config).map(Serving)
+        let server = Server::new(core.clone());
+        let session = fuser::Session::from_fd(server, device, SessionACL::All, config)?;
+        let notifier = session.notifier();
+        // Offset -1 leaves the cached pages alone (fuse_lowlevel_notify_inval_inode(3)).
+        core.watch(move |ino| {
+            if let Err(e) = notifier.inval_inode(fuser::INodeNo(ino.0), -1, 0) {
+                log::debug!("attributes of {} stay cached: {e}", ino.0);
+            }
+        });
+        Ok(Serving(session))
     }
 
     /// Serves until the mount is gone.

@@ -21,6 +21,8 @@ pub struct Session {
     inner: Serving,
     core: Arc<Overlay>,
     mountpoint: PathBuf,
+    /// The mount's id, by which it is told from what others mount at the same place.
+    id: Option<u64>,
 }
 
 /// Opens the layers, mounts at `mountpoint` and completes the handshake with the kernel.
@@ -28,12 +30,48 @@ pub fn mount(options: Options, mountpoint: &Path) -> Result<Session> {
     options.validate().map_err(|e| Error::refuse("mount", mountpoint, e.to_string()))?;
     let mountpoint = mountpoint.canonicalize().on("mount", mountpoint)?;
     let core = Arc::new(Overlay::open(&options)?);
+    check_place(&core, &mountpoint)?;
     let device = attach(&options, &core, &mountpoint)?;
+    let id = mount_id(&mountpoint);
     let inner = Serving::start(core.clone(), device).map_err(|e| {
-        take_off(&mountpoint);
+        take_off(&mountpoint, id);
         Error::new("mount", &mountpoint, e)
     })?;
-    Ok(Session { inner, core, mountpoint })
+    Ok(Session { inner, core, mountpoint, id })
+}
+
+/// A mount on a layer's root is fine, one below it is not where our paths would lead into it.
+fn check_place(core: &Overlay, mountpoint: &Path) -> Result<()> {
+    for above in mountpoint.ancestors().skip(1) {
+        let root = sys::open_root(above).on("open", above)?;
+        let stat = sys::fstat(root).on("stat", above)?;
+        if core.must_not_hold_mount((stat.dev, stat.ino)) {
+            let why = format!("is below the layer {}; mount somewhere else", above.display());
+            return Err(Error::refuse("mount", mountpoint, why));
+        }
+    }
+    Ok(())
+}
+
+/// The id of what is mounted on top at a place (proc(5), mountinfo).
+fn mount_id(mountpoint: &Path) -> Option<u64> {
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    let text = String::from_utf8_lossy(&table);
+    let place = escaped(mountpoint);
+    let line = text.lines().rfind(|line| line.split(' ').nth(4) == Some(&place))?;
+    line.split(' ').next()?.parse().ok()
+}
+
+/// A path as mountinfo has it: space, tab, newline and backslash in octal.
+fn escaped(path: &Path) -> String {
+    let mut text = String::new();
+    for c in path.to_string_lossy().chars() {
+        match c {
+            ' ' | '\t' | '\n' | '\\' => text.push_str(&format!("\\{:03o}", u32::from(c))),
+            c => text.push(c),
+        }
+    }
+    text
 }
 
 impl Session {
@@ -45,21 +83,21 @@ impl Session {
     /// Serves until unmounted. TERM, INT and HUP unmount; USR1 logs counts. Call it before the
     /// process has other threads, since the signals are blocked in those started later only.
     pub fn run(self) -> Result<()> {
-        let Session { inner, core, mountpoint } = self;
+        let Session { inner, core, mountpoint, id } = self;
         sys::block_signals().on("block signals", &mountpoint)?;
         let place = mountpoint.clone();
         let watch = std::thread::Builder::new().name("plyfs-signals".into());
-        watch.spawn(move || watch_signals(&core, &place)).on("start thread", &mountpoint)?;
+        watch.spawn(move || watch_signals(&core, &place, id)).on("start thread", &mountpoint)?;
         sys::fault::arm();
         inner.run().on("serve", &mountpoint)
     }
 }
 
-fn watch_signals(core: &Overlay, mountpoint: &Path) {
+fn watch_signals(core: &Overlay, mountpoint: &Path, id: Option<u64>) {
     loop {
         match sys::wait_signal() {
             Ok(true) => log::info!("{} inodes known", core.known_inodes()),
-            Ok(false) => take_off(mountpoint),
+            Ok(false) => take_off(mountpoint, id),
             Err(e) => {
                 log::warn!("signals: {e}");
                 return;
@@ -69,7 +107,13 @@ fn watch_signals(core: &Overlay, mountpoint: &Path) {
 }
 
 /// Unmounts; who still uses the mount keeps it until done, and the session ends then.
-fn take_off(mountpoint: &Path) {
+fn take_off(mountpoint: &Path, id: Option<u64>) {
+    if id.is_some() && mount_id(mountpoint) != id {
+        // Somebody took it off already, or mounted on top of it: what is there now is not ours. The
+        // session ends with its last user.
+        log::info!("{}: not mounted here any more", mountpoint.display());
+        return;
+    }
     let direct = sys::unmount_lazily(mountpoint);
     if direct.is_err() && fusermount::unmount(mountpoint).is_err() {
         log::warn!("unmount {}: {direct:?}", mountpoint.display());

@@ -52,6 +52,9 @@ pub(crate) struct Stack {
     pub layers: Vec<Layer>,
     /// How many of them are seen; the others only give data to metacopies.
     pub visible: usize,
+    /// Directories, by device and inode number, whose tree is seen as it is and not as a copy: a
+    /// mount below one would be reached by our own paths.
+    pub open_to_mounts: Vec<(u64, u64)>,
     /// Where marks are looked for first.
     pub space: Space,
 }
@@ -66,17 +69,29 @@ impl Stack {
         if let Some(upper) = &upper {
             add_filesystem(numbers, upper.root.as_fd()).on("stat upper directory", &upper.path)?;
         }
+        let mut open_to_mounts = Vec::new();
+        if let Some(upper) = &upper {
+            for dir in [upper.root.as_fd(), upper.work.dir()] {
+                let stat = sys::fstat(dir).on("stat upper directory", &upper.path)?;
+                open_to_mounts.push((stat.dev, stat.ino));
+            }
+        }
         let mut layers = Vec::with_capacity(options.lowers.len() + options.data_lowers.len());
         for path in options.lowers.iter().chain(&options.data_lowers) {
             let root = sys::open_root(path).on("open lower directory", path)?;
             add_filesystem(numbers, root.as_fd()).on("stat lower directory", path)?;
-            layers.push(Layer { root: detach(root, path) });
+            let stat = sys::fstat(&root).on("stat lower directory", path)?;
+            let (root, copied) = detach(root, path);
+            if !copied {
+                open_to_mounts.push((stat.dev, stat.ino));
+            }
+            layers.push(Layer { root });
         }
         let space = match &upper {
             Some(upper) => upper.dialect.space,
             None => reading_space(options.namespace),
         };
-        Ok(Stack { upper, layers, visible: options.lowers.len(), space })
+        Ok(Stack { upper, layers, visible: options.lowers.len(), open_to_mounts, space })
     }
 }
 
@@ -91,14 +106,14 @@ fn add_filesystem(numbers: &Numbers, root: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// A copy of the mount tree at a layer's root that later mounts do not reach; the root itself where
-/// that is not allowed, which is safe as long as the mount point is not below it.
-fn detach(root: OwnedFd, path: &Path) -> OwnedFd {
+/// A copy of the mount tree at a layer's root that later mounts do not reach, and true; the root
+/// itself where that is not allowed, which is safe as long as the mount point is not below it.
+fn detach(root: OwnedFd, path: &Path) -> (OwnedFd, bool) {
     match sys::clone_tree(&root, true) {
-        Ok(tree) => tree,
+        Ok(tree) => (tree, true),
         Err(e) => {
             log::debug!("lower directory {}: used as it is: {e}", path.display());
-            root
+            (root, false)
         }
     }
 }

@@ -39,7 +39,12 @@ fn unescape(key: &[u8]) -> Option<OsString> {
             return Some(OsString::from_vec([space, rest].concat()));
         }
     }
-    (!key.starts_with(b"user.fuseoverlayfs.")).then(|| OsString::from_vec(key.to_vec()))
+    (!is_reserved(key)).then(|| OsString::from_vec(key.to_vec()))
+}
+
+/// Names of fuse-overlayfs, which have no escape: never shown, never set.
+fn is_reserved(key: &[u8]) -> bool {
+    key.starts_with(b"user.fuseoverlayfs.") || key.starts_with(b"trusted.fuseoverlayfs.")
 }
 
 /// Copies all xattrs but the overlay's own. What the filesystem or our privilege does not allow is
@@ -58,8 +63,11 @@ pub(crate) fn copy(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr))
         };
         let optional = key.starts_with(b"trusted.")
             || (key.starts_with(b"security.") && key != b"security.capability");
+        let needed = key.starts_with(b"system.") || key == b"security.capability";
         match sys::set_xattr(to.0, to.1, name, &value, 0) {
             Err(e) if optional && matches!(sys::errno(&e), sys::EPERM | sys::EOPNOTSUPP) => {}
+            // The upper filesystem has none at all.
+            Err(e) if !needed && sys::errno(&e) == sys::EOPNOTSUPP => {}
             other => other?,
         }
     }
@@ -128,6 +136,9 @@ impl Overlay {
     fn stored_key(&self, key: &OsStr, refusal: i32) -> Result<OsString> {
         if self.options.noxattrs || (self.options.noacl && is_acl(key)) {
             return Err(Error::code("xattr", key, sys::EOPNOTSUPP));
+        }
+        if is_reserved(key.as_bytes()) {
+            return Err(Error::code("xattr", key, refusal));
         }
         let stored = stored_xattr(self.options.xattr_permissions, key);
         let stored = stored.ok_or_else(|| Error::code("xattr", key, refusal))?;

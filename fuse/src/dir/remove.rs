@@ -21,6 +21,7 @@ impl Overlay {
         let parent = self.dir_inode(parent, "unlink")?;
         check_name(name)?;
         let upper = self.writable("unlink")?;
+        let mut raised = false;
         loop {
             let held = self.hold(&parent)?;
             let found = self.present_name(&held, name, "unlink")?;
@@ -29,9 +30,10 @@ impl Overlay {
             }
             // A name of a hard-link group: the count of the others has to be right afterwards, which
             // takes an upper file to keep it.
-            if found.state.upper.is_none() && found.stat.nlink > 1 && !held.view.lowers.is_empty() {
+            if found.state.upper.is_none() && found.stat.nlink > 1 && !raised {
                 drop(held);
                 self.raise_group(&parent, name)?;
+                raised = true;
                 continue;
             }
             let inode = match found.state.group_nlink {
@@ -64,16 +66,21 @@ impl Overlay {
         }
         let below = sys::has(&*held.fd, name).on("unlink", name)?;
         let in_upper = below.is_some();
-        if let Some(inode) = inode.as_ref().filter(|_| in_upper) {
-            self.pin(inode, parent, held, name)?;
-        }
+        let pinned = match inode.as_ref() {
+            Some(inode) => self.pin(inode, (parent, name), held, in_upper)?,
+            None => false,
+        };
         let last = below.is_some_and(|stat| stat.nlink == 1);
         let kind = if last { found.stat.kind() } else { sys::S_IFREG };
         let records = side::records(upper, (held.fd.as_fd(), name), kind);
-        self.hide(upper, held, name, in_upper).on("unlink", name)?;
+        if let Err(e) = self.hide(upper, held, name, in_upper).on("unlink", name) {
+            if let Some(inode) = &inode {
+                unpin(inode, (parent, name), pinned);
+            }
+            return Err(e);
+        }
         side::drop_records(upper, &records);
         if let Some(inode) = inode {
-            inode.state.lock().drop_link(parent, name);
             self.count_group(&inode, -1)?;
         }
         Ok(())
@@ -126,26 +133,26 @@ impl Overlay {
         sys::rename(temp.dir(), temp.name(), &*held.fd, name, 0)
     }
 
-    /// Keeps hold of an upper object about to lose a name, if the kernel still knows it and no
-    /// other name is known: the filesystem cannot give its number to somebody else meanwhile.
+    /// Takes a name that is about to go from its inode. An upper object without another known name
+    /// is kept by descriptor, so that the filesystem cannot give its number to somebody else while
+    /// the kernel knows it; true then. [`unpin`] undoes it.
     pub(crate) fn pin(
         &self,
         inode: &Arc<Inode>,
-        parent: &Arc<Inode>,
+        (parent, name): (&Arc<Inode>, &OsStr),
         held: &Held<'_>,
-        name: &OsStr,
-    ) -> Result<()> {
-        let last = {
-            let state = inode.state.lock();
-            matches!(state.upper, Some(UpperAt::Named))
-                && state.links.len() <= 1
-                && state.has_link(parent, name)
-        };
-        if last {
-            let fd = sys::open(&*held.fd, name, sys::O_PATH).on("open", name)?;
-            inode.state.lock().upper = Some(UpperAt::Pinned(Arc::new(fd)));
+        in_upper: bool,
+    ) -> Result<bool> {
+        let open = || sys::open(&*held.fd, name, sys::O_PATH).on("open", name);
+        let fd = if in_upper { Some(open()?) } else { None };
+        let mut state = inode.state.lock();
+        state.drop_link(parent, name);
+        let last = state.links.is_empty() && matches!(state.upper, Some(UpperAt::Named));
+        if let (true, Some(fd)) = (last, fd) {
+            state.upper = Some(UpperAt::Pinned(Arc::new(fd)));
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// What a name stands for, or ENOENT. The directory is held.
@@ -256,4 +263,13 @@ pub(crate) fn bury(inode: &Arc<Inode>, upper: Option<Arc<OwnedFd>>) {
     let mut state = inode.state.lock();
     state.upper = Some(UpperAt::Pinned(fd));
     state.lowers = Arc::default();
+}
+
+/// Gives a name back to its inode: it did not go after all.
+pub(crate) fn unpin(inode: &Arc<Inode>, (parent, name): (&Arc<Inode>, &OsStr), pinned: bool) {
+    let mut state = inode.state.lock();
+    state.add_link(parent, name);
+    if pinned {
+        state.upper = Some(UpperAt::Named);
+    }
 }

@@ -13,15 +13,22 @@ use super::{Found, Step, View, looks_empty, refuse_foreign};
 use crate::Overlay;
 use crate::inode::{LowerDir, LowerFile, State, UpperAt};
 use crate::redirect;
-use crate::sys::{self, Stat};
+use crate::sys::Stat;
 use crate::whiteout::{self, Marks};
 
 /// A mark that matters only if a lower layer has the name, so it is looked for then.
 pub(super) enum Pending {
     /// `.wh.NAME` in this directory.
-    Dot(Arc<OwnedFd>, OsString),
+    Dot(Place, OsString),
     /// The opaque file in this directory.
-    OpaqueFile(OwnedFd),
+    OpaqueFile(Place),
+}
+
+/// A directory to come back to. A lower one is opened again then: a deep stack would hold too many
+/// descriptors.
+pub(super) enum Place {
+    Upper(Arc<OwnedFd>),
+    Lower(Arc<LowerDir>),
 }
 
 /// The walk of one name down the stack.
@@ -59,9 +66,10 @@ impl<'a> Walk<'a> {
         let origin =
             marks.origin.as_ref().and_then(|origin| self.overlay.numbers.of_origin(origin));
         let has_origin = marks.origin.is_some();
-        let redirected = marks.redirect.is_some();
+        let redirect = marks.redirect.as_deref().map(Box::from);
         let numbers = &self.overlay.numbers;
-        let own = numbers.of(stat.dev, stat.ino);
+        let copy = self.overlay.table.number_of_copy(stat.dev, stat.ino);
+        let own = self.overlay.upper_number(&stat);
         if !marks.opaque {
             self.collect_dirs()?;
         }
@@ -72,10 +80,10 @@ impl<'a> Walk<'a> {
             impure: marks.impure,
             xattr_whiteouts: marks.xattr_whiteouts,
             has_origin,
-            redirected,
+            redirect,
             ..State::default()
         };
-        Ok(Some(Found { stat, number: lower.or(origin).unwrap_or(own), state }))
+        Ok(Some(Found { stat, number: copy.or(lower).or(origin).unwrap_or(own), state }))
     }
 
     /// The name in the lower layers only.
@@ -83,7 +91,9 @@ impl<'a> Walk<'a> {
         for dir in self.parent.lowers.clone().iter() {
             let fd = self.overlay.lower_dir(dir)?;
             match self.overlay.step(fd.as_fd(), &self.name, dir.xattr_whiteouts)? {
-                Step::Miss => self.pending.push(Pending::Dot(fd, self.name.clone())),
+                Step::Miss => {
+                    self.pending.push(Pending::Dot(Place::Lower(dir.clone()), self.name.clone()));
+                }
                 Step::Whiteout => return Ok(None),
                 _ if self.is_hidden()? => return Ok(None),
                 Step::Other(stat) => return self.lower_file(dir, fd.as_fd(), stat).map(Some),
@@ -157,7 +167,9 @@ impl<'a> Walk<'a> {
         for dir in self.parent.lowers.clone().iter().filter(|dir| dir.layer >= done) {
             let fd = self.overlay.lower_dir(dir)?;
             match self.overlay.step(fd.as_fd(), &self.name, dir.xattr_whiteouts)? {
-                Step::Miss => self.pending.push(Pending::Dot(fd, self.name.clone())),
+                Step::Miss => {
+                    self.pending.push(Pending::Dot(Place::Lower(dir.clone()), self.name.clone()));
+                }
                 Step::Whiteout => break,
                 _ if self.is_hidden()? => break,
                 Step::Other(_) => break,
@@ -198,10 +210,9 @@ impl<'a> Walk<'a> {
     }
 
     /// A directory found by name in a directory of the parent.
-    fn push_named(&mut self, dir: &LowerDir, marks: &Marks, stat: Stat) -> io::Result<()> {
+    fn push_named(&mut self, dir: &Arc<LowerDir>, marks: &Marks, stat: Stat) -> io::Result<()> {
         if !marks.opaque && dir.layer + 1 < self.overlay.stack.visible {
-            let fd = self.overlay.lower_dir(dir)?;
-            self.pending.push(Pending::Dot(fd, self.name.clone()));
+            self.pending.push(Pending::Dot(Place::Lower(dir.clone()), self.name.clone()));
         }
         self.push_dir(dir.layer, dir.path.join(&self.name), marks, stat)?;
         self.follow(marks, dir.layer + 1);
@@ -223,8 +234,7 @@ impl<'a> Walk<'a> {
         });
         self.first_lower.get_or_insert(stat);
         if !marks.opaque && layer + 1 < self.overlay.stack.visible {
-            let fd = self.overlay.lower_dir(&dir)?;
-            self.pending.push(Pending::OpaqueFile(sys::open(&fd, OsStr::new(""), sys::O_PATH)?));
+            self.pending.push(Pending::OpaqueFile(Place::Lower(dir.clone())));
         }
         self.dirs.push(dir);
         Ok(())
@@ -233,9 +243,14 @@ impl<'a> Walk<'a> {
     /// Whether a mark in a layer above hides what was just found.
     fn is_hidden(&mut self) -> io::Result<bool> {
         for pending in self.pending.drain(..) {
+            let overlay = self.overlay;
+            let open = |place: Place| match place {
+                Place::Upper(fd) => Ok(fd),
+                Place::Lower(dir) => overlay.lower_dir(&dir),
+            };
             let hidden = match pending {
-                Pending::Dot(dir, name) => whiteout::has_dot(dir.as_fd(), &name)?,
-                Pending::OpaqueFile(dir) => whiteout::has_opaque_file(dir.as_fd())?,
+                Pending::Dot(dir, name) => whiteout::has_dot(open(dir)?.as_fd(), &name)?,
+                Pending::OpaqueFile(dir) => whiteout::has_opaque_file(open(dir)?.as_fd())?,
             };
             if hidden {
                 return Ok(true);

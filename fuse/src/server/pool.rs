@@ -41,7 +41,8 @@ impl Pool {
         let (queue, wake) = &*self.0;
         let mut queue = queue.lock();
         queue.jobs.push_back(job);
-        if queue.idle > 0 || queue.threads >= LIMIT {
+        // An idle thread counts as idle until it wakes: each takes one of the waiting jobs.
+        if queue.idle >= queue.jobs.len() || queue.threads >= LIMIT {
             wake.notify_one();
             return;
         }

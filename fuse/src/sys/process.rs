@@ -108,12 +108,12 @@ pub fn recv_fd(socket: impl AsFd) -> io::Result<OwnedFd> {
 }
 
 /// The requests that act on one inode and carry at most `IOCTL_SIZE` bytes: flags, version and
-/// extended attributes of `lsattr`, `chattr` and `xfs_io` (linux/fs.h).
-const INODE_IOCTLS: [(u32, bool); 7] = [
+/// extended attributes of `lsattr`, `chattr` and `xfs_io` (linux/fs.h). Those that change something
+/// are the ones whose caller the kernel checks before it asks us; FS_IOC_SETVERSION is not.
+const INODE_IOCTLS: [(u32, bool); 6] = [
     (0x8008_6601, false), // FS_IOC_GETFLAGS
     (0x4008_6602, true),  // FS_IOC_SETFLAGS
     (0x8008_7601, false), // FS_IOC_GETVERSION
-    (0x4008_7602, true),  // FS_IOC_SETVERSION
     (0x801c_581f, false), // FS_IOC_FSGETXATTR
     (0x401c_5820, true),  // FS_IOC_FSSETXATTR
     (0x8004_6601, false), // FS_IOC32_GETFLAGS
