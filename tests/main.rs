@@ -15,6 +15,7 @@
 
 mod common;
 mod doctor;
+mod faults;
 mod layer_changes;
 mod overlay_model;
 mod overlay_stress;

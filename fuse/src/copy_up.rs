@@ -109,7 +109,7 @@ impl Overlay {
         }
         let path = inode.path();
         if inode.is_upper() {
-            return self.fill(inode, depth).on("copy up data", path);
+            return self.fill(inode).on("copy up data", path);
         }
         let source = self.source(inode).on("copy up", &path)?;
         let temp = upper.work.temp();
@@ -293,23 +293,16 @@ impl Overlay {
     }
 
     /// Gives a metacopy its data. Done in place: until the mark falls, the data is read below.
-    fn fill(&self, inode: &Arc<Inode>, depth: Depth) -> io::Result<()> {
+    fn fill(&self, inode: &Arc<Inode>) -> io::Result<()> {
         let Some(data) = inode.state.lock().lower_data.clone() else {
             return Ok(());
         };
         let (before, to) = self.at(inode, |dir, name| {
             Ok((sys::stat(dir, name)?, sys::open(dir, name, sys::O_RDWR | sys::O_NONBLOCK)?))
         })?;
-        let keep = match depth {
-            Depth::Data(Some(keep)) => keep.min(before.size),
-            _ => before.size,
-        };
         let from =
             sys::open(&*self.lower_dir(&data.dir)?, &data.name, sys::O_RDONLY | sys::O_NONBLOCK)?;
-        copy_data(&from, &to, keep)?;
-        if keep < before.size {
-            sys::truncate(&to, before.size)?;
-        }
+        copy_data(&from, &to, before.size)?;
         if self.options.fsync && !self.options.volatile {
             sys::fsync(&to, true)?;
         }

@@ -167,7 +167,7 @@ impl Overlay {
             self.make_aside(&held, name, (new.node, place), &birth)?
         };
         if place == Place::Dot {
-            upper.dialect.clear_dot(held.fd.as_fd(), name).on("remove whiteout", name)?;
+            upper.dialect.drop_dot(held.fd.as_fd(), name);
         }
         let stat = sys::stat(&*held.fd, name).on("stat", name)?;
         let inode = self.intern_new(&parent, name, &stat, file);

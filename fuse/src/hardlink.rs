@@ -19,7 +19,7 @@ use crate::namei::Found;
 use crate::origin::Origin;
 use crate::side;
 use crate::sys::{self, Stat};
-use crate::whiteout::Marks;
+use crate::whiteout::{self, Marks};
 
 /// The merged count a record stands for.
 fn merged_count(record: &[u8], upper: u32, lower: Option<u32>) -> Option<u32> {
@@ -98,11 +98,18 @@ impl Overlay {
         let upper = self.stack.upper.as_ref();
         let upper = upper.ok_or_else(|| io::Error::from_raw_os_error(sys::EROFS))?;
         let index = upper.work.make_index()?;
+        self.write_lower_count(upper.work.dir(), temp, lower.nlink)?;
         self.write_count(upper.work.dir(), temp, 'L', 0)?;
         sys::rename(upper.work.dir(), temp, index, &key, 0)?;
-        sys::link(index, &key, place.0, place.1)?;
-        let now = sys::stat(index, &key)?.nlink;
-        self.write_count(index, &key, 'U', i64::from(lower.nlink) - i64::from(now))?;
+        // The group is copied up by now, whatever fails from here on: the name leads to the index.
+        let named = || -> io::Result<()> {
+            sys::link(index, &key, place.0, place.1)?;
+            let now = sys::stat(index, &key)?.nlink;
+            self.write_count(index, &key, 'U', i64::from(lower.nlink) - i64::from(now))
+        };
+        if let Err(e) = named() {
+            log::debug!("{:?} stays a name of the lower layer: {e}", place.1);
+        }
         Ok(UpperAt::Index(key.as_os_str().into()))
     }
 
@@ -127,6 +134,7 @@ impl Overlay {
             let dir = self.lower_dir(&lower.dir)?;
             let lower_count = sys::stat(&*dir, &lower.name)?.nlink;
             let count = count.unwrap_or(lower_count);
+            self.write_lower_count(index, &key, lower_count)?;
             self.write_count(index, &key, 'L', i64::from(count) - i64::from(lower_count))?;
             let before = sys::fstat(place.0)?;
             sys::link(index, &key, place.0, place.1)?;
@@ -160,6 +168,24 @@ impl Overlay {
         Ok(())
     }
 
+    /// Removes from the index what lost its last name when the process ended before that was noticed.
+    pub(crate) fn drop_orphans(&self) -> io::Result<()> {
+        let Some(upper) = &self.stack.upper else { return Ok(()) };
+        let Some(index) = upper.work.index() else { return Ok(()) };
+        for entry in sys::list(index)? {
+            let stat = sys::stat(index, &entry.name)?;
+            if stat.nlink > 1 || stat.is_dir() || whiteout::is_device(&stat) {
+                continue;
+            }
+            let marks = side::marks(upper, (index, &entry.name), stat.kind())?;
+            let count = marks.nlink.and_then(|record| merged_count(&record, stat.nlink, None));
+            if count == Some(0) {
+                sys::unlink(index, &entry.name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The lower file of an inode that is a group and not copied up yet.
     pub(crate) fn needs_group(&self, inode: &Arc<Inode>) -> Result<bool> {
         let lower = {
@@ -175,6 +201,37 @@ impl Overlay {
             .and_then(|dir| sys::stat(&*dir, &lower.name))
             .map_err(|e| Error::new("stat", inode.path(), e))?;
         Ok(stat.nlink > 1)
+    }
+
+    /// Makes the count relative to the upper links before they change with it. It is already, unless
+    /// a crash came between.
+    pub(crate) fn settle_group(&self, inode: &Inode) -> Result<()> {
+        let (key, count) = {
+            let state = inode.state.lock();
+            (state.index(), state.group_nlink)
+        };
+        let Some(upper) = &self.stack.upper else { return Ok(()) };
+        let (Some(key), Some(count), Some(index)) = (key, count, upper.work.index()) else {
+            return Ok(());
+        };
+        let settle = || -> io::Result<()> {
+            let stat = sys::stat(index, &key)?;
+            let marks = side::marks(upper, (index, &key), stat.kind())?;
+            if marks.nlink.is_some_and(|record| record.first() == Some(&b'U')) {
+                return Ok(());
+            }
+            self.write_count(index, &key, 'U', i64::from(count) - i64::from(stat.nlink))
+        };
+        settle().on("count links", &*key)
+    }
+
+    fn write_lower_count(&self, dir: BorrowedFd<'_>, name: &OsStr, count: u32) -> io::Result<()> {
+        match &self.stack.upper {
+            Some(upper) => {
+                side::set_mark(upper, (dir, name), "nlink.lower", count.to_string().as_bytes())
+            }
+            None => Ok(()),
+        }
     }
 
     fn write_count(
@@ -193,6 +250,8 @@ impl Overlay {
 }
 
 fn group_count(marks: &Marks, upper: &Stat, lower: Option<u32>) -> Option<u32> {
+    let kept = || std::str::from_utf8(marks.lower_nlink.as_deref()?).ok()?.parse().ok();
+    let lower = lower.or_else(kept);
     let counted =
         marks.nlink.as_deref().and_then(|record| merged_count(record, upper.nlink, lower));
     // Without a record: the index itself is one of the upper links.

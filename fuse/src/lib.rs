@@ -121,7 +121,7 @@ impl Overlay {
         if let (Some(upper), Some(dir)) = (&stack.upper, root.dir()) {
             dir_fds.keep(&dir.slot, upper.root.clone());
         }
-        Ok(Overlay {
+        let overlay = Overlay {
             identity: Identity::new(options),
             numbers,
             table: Table::new(root),
@@ -135,7 +135,9 @@ impl Overlay {
             live: options.timeout.is_zero(),
             options: options.clone(),
             stack,
-        })
+        };
+        overlay.drop_orphans().map_err(|e| Error::new("clean index", "/", e))?;
+        Ok(overlay)
     }
 
     /// What the overlay was opened with.

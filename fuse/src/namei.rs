@@ -186,7 +186,7 @@ impl Overlay {
                 self.join_group(&mut found, origin, &marks)?;
             }
         }
-        if marks.metacopy && sparse {
+        if marks.metacopy {
             found.state.lower_data = Some(walk.data(&marks)?);
         }
         Ok(found)

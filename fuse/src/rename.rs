@@ -10,6 +10,7 @@
 //! directory about to be replaced. Nothing is copied while any of them is held.
 
 mod check;
+mod clear;
 
 use std::ffi::OsStr;
 use std::io;
@@ -213,6 +214,11 @@ impl Overlay {
     /// Makes a directory opaque whose lower names all have upper twins or whiteouts by now.
     fn seal(&self, dir: &Arc<Inode>) -> Result<()> {
         let upper = self.writable("rename")?;
+        if let Some(link) = dir.link() {
+            if let Some(parent) = self.upper_dir(&link.parent)? {
+                self.mark_impure(&link.parent, parent.as_fd()).on("set mark", dir.path())?;
+            }
+        }
         let held = self.hold(dir)?;
         let (here, top) = (held.fd.as_fd(), OsStr::new(""));
         if let Some(lower) = held.view.lowers.first() {
@@ -376,42 +382,16 @@ impl Overlay {
             unpin(inode, place, pinned);
         }
         moved.on("rename", source.name)?;
-        self.retire(target, gone)?;
-        drop(guard);
+        // The names have moved: what is known of them has to, whatever fails from here on.
+        if let Some(inode) = &target.inode {
+            inode.state.lock().drop_link(target.dir, target.name);
+        }
         if let Some(inode) = &source.inode {
             move_link(inode, source, target);
         }
-        Ok(())
-    }
-
-    /// Pins an upper object that is about to be replaced, and empties a directory of whiteouts.
-    fn clear_target(&self, upper: &Upper, there: &Held<'_>, target: &Side<'_>) -> Result<()> {
-        let Some(inode) = &target.inode else {
-            return Ok(());
-        };
-        self.name_group(there, target)?;
-        if sys::has(&*there.fd, target.name).on("rename", target.name)?.is_none() {
-            return Ok(());
-        }
-        if !inode.is_dir() {
-            return Ok(());
-        }
-        let inside = sys::open(&*there.fd, target.name, sys::O_PATH | sys::O_DIRECTORY)
-            .on("open", target.name)?;
-        if sys::list(&inside).on("list", target.name)?.is_empty() {
-            return Ok(());
-        }
-        let temp = upper.work.temp();
-        let swap = || -> io::Result<()> {
-            sys::mkdir(temp.dir(), temp.name(), 0o700)?;
-            upper.dialect.set_opaque(temp.dir(), temp.name())?;
-            let stat = sys::fstat(&inside)?;
-            sys::chown(temp.dir(), temp.name(), Some(stat.uid), Some(stat.gid))?;
-            sys::chmod(temp.dir(), temp.name(), stat.mode)?;
-            crate::xattr::copy((inside.as_fd(), OsStr::new("")), (temp.dir(), temp.name()))?;
-            sys::rename(temp.dir(), temp.name(), &*there.fd, target.name, sys::RENAME_EXCHANGE)
-        };
-        swap().on("clear directory", target.name)
+        let done = self.retire(target, gone);
+        drop(guard);
+        done
     }
 
     /// The rename itself, with the whiteout that is left behind in the same call.
@@ -429,7 +409,9 @@ impl Overlay {
         if onto_device && (is_dir || covers) && upper.exchange {
             go(sys::RENAME_EXCHANGE)?;
             if !covers {
-                sys::unlink(&*here.fd, name)?;
+                if let Err(e) = sys::unlink(&*here.fd, name) {
+                    log::debug!("whiteout of {name:?} stays: {e}");
+                }
             }
             return Ok(());
         }
@@ -447,7 +429,8 @@ impl Overlay {
                 upper.dialect.write(here.fd.as_fd(), name)?;
             }
         }
-        upper.dialect.clear_dot(there.fd.as_fd(), new_name)
+        upper.dialect.drop_dot(there.fd.as_fd(), new_name);
+        Ok(())
     }
 
     /// Takes the name from what was replaced.
@@ -455,7 +438,6 @@ impl Overlay {
         let Some(inode) = &target.inode else {
             return Ok(());
         };
-        inode.state.lock().drop_link(target.dir, target.name);
         if inode.is_dir() {
             bury(inode, gone.and_then(|view| view.upper));
         }

@@ -16,7 +16,7 @@ use crate::sys;
 use crate::whiteout::{self, Marks, Space};
 
 /// Every mark that is kept here.
-const KEYS: [&str; 3] = ["origin", "nlink", "override"];
+const KEYS: [&str; 4] = ["origin", "nlink", "nlink.lower", "override"];
 
 fn record(dir: BorrowedFd<'_>, name: &OsStr, key: &str) -> io::Result<OsString> {
     let handle = sys::file_handle(dir, name)?;
@@ -62,6 +62,9 @@ pub(crate) fn marks(
     }
     if marks.nlink.is_none() {
         marks.nlink = get(upper, (dir, name), "nlink")?;
+    }
+    if marks.lower_nlink.is_none() {
+        marks.lower_nlink = get(upper, (dir, name), "nlink.lower")?;
     }
     Ok(marks)
 }

@@ -4,7 +4,7 @@
 //! A name is one component below the directory it is given with; a path goes through
 //! [`open_beneath`], which follows no symlink and leaves the root neither upwards nor by a link.
 //! The empty name stands for the descriptor itself. Every call that changes something on disk
-//! passes [`fault::point`] first, so that crash tests can stop between any two of them.
+//! passes `fault::point` first, so that crash tests can stop between any two of them.
 
 mod data;
 pub mod fault;

@@ -75,6 +75,8 @@ pub struct Marks {
     pub origin: Option<Origin>,
     /// The count record of a hard-link group.
     pub nlink: Option<Vec<u8>>,
+    /// Links of the group's lower file, for a count relative to them.
+    pub lower_nlink: Option<Vec<u8>>,
     /// The file is an xattr whiteout.
     pub whiteout: bool,
 }
@@ -147,6 +149,7 @@ fn read_mark(marks: &mut Marks, own: bool, key: &[u8], value: Vec<u8>) {
         b"metacopy" => marks.foreign_metacopy = true,
         b"origin" if own => marks.origin = Origin::decode(&value),
         b"nlink" if own => marks.nlink = Some(value),
+        b"nlink.lower" if own => marks.lower_nlink = Some(value),
         _ => {}
     }
 }
@@ -211,6 +214,14 @@ impl Dialect {
             }
         }
         self.clear_dot(dir, name)
+    }
+
+    /// Removes the `.wh.NAME` whiteout of a name that is there again. One that stays harms nobody:
+    /// the name beside it counts.
+    pub fn drop_dot(&self, dir: BorrowedFd<'_>, name: &OsStr) {
+        if let Err(e) = self.clear_dot(dir, name) {
+            log::debug!("whiteout of {name:?} stays: {e}");
+        }
     }
 
     /// Removes the `.wh.NAME` whiteout of a name if there is one.

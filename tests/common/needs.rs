@@ -25,7 +25,8 @@ impl Need {
         *FOUND[self as usize].get_or_init(|| match self {
             Need::Fuse => fuse(),
             Need::Root => super::model::Who::me().privileged,
-            Need::UserNs => user_namespaces(),
+            // An ordinary user maps one id only, and the kit's files have several owners.
+            Need::UserNs => user_namespaces() && rustix::process::geteuid().is_root(),
             Need::KernelOverlay => kernel_overlay(),
         })
     }
@@ -34,7 +35,7 @@ impl Need {
         match self {
             Need::Fuse => "Fuse (a usable /dev/fuse and the right to mount)",
             Need::Root => "Root (of the host)",
-            Need::UserNs => "UserNs (user namespaces for ordinary users)",
+            Need::UserNs => "UserNs (a user namespace with a range of ids, which root maps)",
             Need::KernelOverlay => "KernelOverlay (the kernel's overlay filesystem)",
         }
     }

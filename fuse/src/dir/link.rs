@@ -25,6 +25,10 @@ impl Overlay {
         let from = self.link_source(&inode)?;
         let held = self.hold(&parent)?;
         let place = self.place(&held, name)?;
+        self.settle_group(&inode)?;
+        if inode.state.lock().has_origin {
+            self.mark_impure(&parent, held.fd.as_fd()).on("link", name)?;
+        }
         if place == Place::Device {
             let temp = upper.work.temp();
             sys::link_fd(&*from, temp.dir(), temp.name()).on("link", name)?;
@@ -34,10 +38,7 @@ impl Overlay {
             sys::link_fd(&*from, held.fd.as_fd(), name).on("link", name)?;
         }
         if place == Place::Dot {
-            upper.dialect.clear_dot(held.fd.as_fd(), name).on("remove whiteout", name)?;
-        }
-        if inode.state.lock().has_origin {
-            self.mark_impure(&parent, held.fd.as_fd()).on("link", name)?;
+            upper.dialect.drop_dot(held.fd.as_fd(), name);
         }
         self.adopt_link(&inode, &parent, name);
         self.count_group(&inode, 1)?;

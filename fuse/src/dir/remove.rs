@@ -61,8 +61,12 @@ impl Overlay {
     ) -> Result<()> {
         if let (Some(inode), Some(lower)) = (&inode, &found.state.lower) {
             if found.state.upper.is_some() {
+                self.mark_impure(parent, held.fd.as_fd()).on("unlink", name)?;
                 self.materialize(inode, lower, (held.fd.as_fd(), name))?;
             }
+        }
+        if let Some(inode) = &inode {
+            self.settle_group(inode)?;
         }
         let below = sys::has(&*held.fd, name).on("unlink", name)?;
         let in_upper = below.is_some();

@@ -116,9 +116,11 @@ pub fn has(dir: impl AsFd, name: &OsStr) -> io::Result<Option<Stat>> {
     }
 }
 
-/// Opens one name in `dir`; symlinks are not followed.
+/// Opens one name in `dir`, or `dir` itself for the empty name; symlinks are not followed.
 pub fn open(dir: impl AsFd, name: &OsStr, flags: i32) -> io::Result<OwnedFd> {
-    let name = if name.is_empty() { OsStr::new(".") } else { name };
+    if name.is_empty() {
+        return reopen(dir, flags);
+    }
     let flags = OFlags::from_bits_retain((flags | libc::O_NOFOLLOW | libc::O_CLOEXEC) as u32);
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
 }
