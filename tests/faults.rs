@@ -28,6 +28,7 @@ macro_rules! trials {
     ($($name:ident, $rootless:ident: $scenes:path, $whiteouts:ident;)+) => {$(
         #[test]
         fn $name() {
+            needs!(Root);
             trial::play(this_test!(), $scenes(), Whiteouts::$whiteouts);
         }
 

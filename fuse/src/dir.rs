@@ -256,9 +256,13 @@ impl Overlay {
         if let Some(acl) = &birth.acl {
             birth.mode = acl.mode & 0o777 | birth.mode & 0o7000;
         }
-        let parent = sys::fstat(&*held.fd).on("stat", "")?;
-        if parent.mode & sys::S_ISGID != 0 {
-            birth.gid = parent.gid;
+        let top = OsStr::new("");
+        let parent = sys::fstat(&*held.fd).on("stat", top)?;
+        let record = self.read_override(held.fd.as_fd(), top).on("read owner record", top)?;
+        let (gid, mode) =
+            record.map_or((parent.gid, parent.mode), |record| (record.gid, record.mode));
+        if mode & sys::S_ISGID != 0 {
+            birth.gid = gid;
             if is_dir(node) {
                 birth.mode |= sys::S_ISGID;
             }
@@ -315,12 +319,8 @@ impl Overlay {
                 Node::Special { kind, rdev } => (kind, encode_dev(rdev)),
                 Node::Symlink(_) => (sys::S_IFLNK, 0),
             };
-            return self.write_override(
-                dir,
-                name,
-                (birth.uid, birth.gid),
-                (kind | birth.mode, rdev),
-            );
+            self.write_override(dir, name, (birth.uid, birth.gid), (kind | birth.mode, rdev))?;
+            return dress_acl(dir, name, birth);
         }
         if (birth.uid, birth.gid) != self.daemon_ids {
             let owned = sys::chown(dir, name, Some(birth.uid), Some(birth.gid));
@@ -332,13 +332,7 @@ impl Overlay {
             return Ok(());
         }
         sys::chmod(dir, name, birth.mode)?;
-        let Some(acl) = &birth.acl else { return Ok(()) };
-        for (key, value) in [(acl::ACCESS, &acl.access), (acl::DEFAULT, &acl.default)] {
-            if let Some(value) = value {
-                sys::set_xattr(dir, name, OsStr::new(key), value, 0)?;
-            }
-        }
-        Ok(())
+        dress_acl(dir, name, birth)
     }
 
     /// Makes a file without a name and opens it; pair with [`Overlay::release`].
@@ -365,6 +359,17 @@ impl Overlay {
         inode.state.lock().data = Some(Arc::new(Data { fd: file, reads: true, writes: true }));
         self.entry(&inode)
     }
+}
+
+/// Sets the ACLs an object inherits.
+fn dress_acl(dir: BorrowedFd<'_>, name: &OsStr, birth: &Birth) -> io::Result<()> {
+    let Some(acl) = &birth.acl else { return Ok(()) };
+    for (key, value) in [(acl::ACCESS, &acl.access), (acl::DEFAULT, &acl.default)] {
+        if let Some(value) = value {
+            sys::set_xattr(dir, name, OsStr::new(key), value, 0)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_dir(node: Node<'_>) -> bool {

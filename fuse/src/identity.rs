@@ -72,6 +72,11 @@ impl Overlay {
             if let Some(record) = self.read_override(dir, name)? {
                 record.apply(&mut attr);
             }
+            if (uid.is_some() || gid.is_some()) && attr.mode & sys::S_IFMT == sys::S_IFREG {
+                // As chown(2) does on a local filesystem.
+                let group = if attr.mode & 0o010 != 0 { sys::S_ISGID } else { 0 };
+                attr.mode &= !(sys::S_ISUID | group);
+            }
             let mode = set.mode.map_or(attr.mode, |mode| attr.mode & sys::S_IFMT | mode & 0o7777);
             let ids = (uid.unwrap_or(attr.uid), gid.unwrap_or(attr.gid));
             self.write_override(dir, name, ids, (mode, attr.rdev))

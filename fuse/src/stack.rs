@@ -209,12 +209,16 @@ fn holder(dir: &OwnedFd) -> Option<String> {
     let stat = sys::fstat(dir).ok()?;
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let end = format!(":{}", stat.ino);
-    let line = locks.lines().find(|line| {
-        line.contains("FLOCK") && line.split_whitespace().any(|word| word.ends_with(&end))
-    })?;
-    let pid: u32 = line.split_whitespace().nth(4)?.parse().ok()?;
-    let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    Some(format!("process {pid} ({})", command.trim()))
+    // Filesystems number alike: of several locks the one of a process that we can see is meant.
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if !line.contains("FLOCK") || !words.iter().any(|word| word.ends_with(&end)) {
+            return None;
+        }
+        let pid: u32 = words.get(4)?.parse().ok()?;
+        let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        Some(format!("process {pid} ({})", command.trim()))
+    })
 }
 
 struct Probe {
