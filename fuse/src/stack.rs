@@ -204,21 +204,36 @@ fn take(dir: &OwnedFd, path: &Path, what: &str) -> Result<()> {
     Err(Error::refuse("mount", path, why))
 }
 
-/// Who holds the lock of a directory, from /proc/locks (proc(5)): process id and command.
+/// Who holds the lock of a directory: process id and command. /proc/locks (proc(5)) is one look, but names
+/// no filesystem as stat does, and skips lines when locks go while it is read; what processes say of their
+/// own descriptors is asked when it does not tell.
 fn holder(dir: &OwnedFd) -> Option<String> {
-    let stat = sys::fstat(dir).ok()?;
+    let end = format!(":{}", sys::fstat(dir).ok()?.ino);
+    let of_line = |line: &str| -> Option<u32> {
+        let mut words = line.split_whitespace().skip_while(|word| *word != "FLOCK").skip(3);
+        let pid = words.next()?.parse().ok()?;
+        words.next()?.ends_with(&end).then_some(pid)
+    };
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let end = format!(":{}", stat.ino);
     // Filesystems number alike: of several locks the one of a process that we can see is meant.
-    locks.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if !line.contains("FLOCK") || !words.iter().any(|word| word.ends_with(&end)) {
-            return None;
-        }
-        let pid: u32 = words.get(4)?.parse().ok()?;
-        let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        Some(format!("process {pid} ({})", command.trim()))
+    locks.lines().filter_map(of_line).find_map(named).or_else(|| {
+        let processes = std::fs::read_dir("/proc").ok()?;
+        let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| *pid != std::process::id())
+            .find(|pid| {
+                let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo"));
+                infos.into_iter().flatten().flatten().any(|info| {
+                    std::fs::read_to_string(info.path())
+                        .is_ok_and(|text| text.lines().any(|line| of_line(line).is_some()))
+                })
+            })
+            .and_then(named)
     })
+}
+
+fn named(pid: u32) -> Option<String> {
+    let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(format!("process {pid} ({})", command.trim()))
 }
 
 struct Probe {
