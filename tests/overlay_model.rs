@@ -1,9 +1,11 @@
 //! The central test: random operations on random stacks, for an overlay, the model and a plain
 //! directory at once. `PLYFS_SEED=n` runs the case of one seed, `PLYFS_SEEDS=n` that many.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::common::case::Taste;
+use plyfs_fuse::options::Whiteouts;
+
+use crate::common::case::{Case, Taste};
 use crate::common::core::Core;
 use crate::common::duel::{Known, Make, Stack, Subject, campaign};
 use crate::common::layer::Dialect;
@@ -43,14 +45,19 @@ impl Subject for Copied {
 /// The overlay core without a mount.
 struct Cored {
     core: Option<Core>,
-    stack: (Vec<std::path::PathBuf>, std::path::PathBuf, std::path::PathBuf),
+    stack: (Vec<PathBuf>, PathBuf, PathBuf),
+    whiteouts: Whiteouts,
 }
 
 impl Cored {
-    fn make(stack: &Stack) -> Result<Box<dyn Subject>, String> {
+    /// Every seed has its dialect of deletions; half of them the one a user gets.
+    fn make(stack: &Stack, case: &Case) -> Result<Box<dyn Subject>, String> {
         let stack = (stack.lowers.clone(), stack.upper.clone(), stack.work.clone());
-        let core = Core::open(&stack.0, stack.1.clone(), stack.2.clone())?;
-        Ok(Box::new(Cored { core: Some(core), stack }))
+        let whiteouts = [Whiteouts::Auto, Whiteouts::Xattr, Whiteouts::Auto, Whiteouts::Dot];
+        let whiteouts = whiteouts[case.seed as usize % whiteouts.len()];
+        let mut cored = Cored { core: None, stack, whiteouts };
+        cored.reopen()?;
+        Ok(Box::new(cored))
     }
 
     fn core(&self) -> &Core {
@@ -75,7 +82,8 @@ impl Target for Cored {
 impl Subject for Cored {
     fn reopen(&mut self) -> Result<(), String> {
         self.core = None;
-        self.core = Some(Core::open(&self.stack.0, self.stack.1.clone(), self.stack.2.clone())?);
+        let (lowers, upper, work) = &self.stack;
+        self.core = Some(Core::open_writing(self.whiteouts, lowers, upper.clone(), work.clone())?);
         Ok(())
     }
 
@@ -219,7 +227,7 @@ fn the_model_is_a_local_filesystem_rootless() {
 /// The overlay core without a mount is a local filesystem.
 #[test]
 fn the_core_is_a_local_filesystem() {
-    campaign(this_test!(), Taste::default(), &|stack, _| Cored::make(stack), PLYFS);
+    campaign(this_test!(), Taste::default(), &Cored::make, PLYFS);
 }
 
 /// The same for an ordinary user.
@@ -229,13 +237,13 @@ fn the_core_is_a_local_filesystem_rootless() {
     if rootless::run(this_test!()) {
         return;
     }
-    campaign(this_test!(), Taste::default(), &|stack, _| Cored::make(stack), PLYFS);
+    campaign(this_test!(), Taste::default(), &Cored::make, PLYFS);
 }
 
 /// The same on many fresh stacks, each for a few operations.
 #[test]
 fn the_core_is_a_local_filesystem_on_fresh_stacks() {
-    campaign(this_test!(), Taste::fresh(), &|stack, _| Cored::make(stack), PLYFS);
+    campaign(this_test!(), Taste::fresh(), &Cored::make, PLYFS);
 }
 
 /// The same for an ordinary user.
@@ -245,7 +253,7 @@ fn the_core_is_a_local_filesystem_on_fresh_stacks_rootless() {
     if rootless::run(this_test!()) {
         return;
     }
-    campaign(this_test!(), Taste::fresh(), &|stack, _| Cored::make(stack), PLYFS);
+    campaign(this_test!(), Taste::fresh(), &Cored::make, PLYFS);
 }
 
 /// Through a mount. The classic FUSE transport has no O_TMPFILE.

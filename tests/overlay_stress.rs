@@ -189,10 +189,11 @@ fn momentary(rng: &mut Rng) -> Op {
 /// Whether this was said at that moment. Looking a name up and looking at what it stands for are two
 /// moments on every Linux filesystem, so a stat may show that the last name went in between. Nor does a
 /// stat wait for a write: ext4 sets the time first, then the size, and the set-id bits fall before the data
-/// is there. A stat that a write overlaps (`torn`) is believed about what no write changes.
+/// is there. A directory that goes is emptied of its whiteouts, which moves the time that a late stat of it
+/// shows. A stat that such a change overlaps (`torn`) is believed about what the change leaves alone.
 fn same(said: &Said, expected: &Said, torn: bool) -> bool {
     match (said, expected) {
-        (Ok(Outcome::Stat(said)), Ok(Outcome::Stat(expected))) if torn && said.kind == '-' => {
+        (Ok(Outcome::Stat(said)), Ok(Outcome::Stat(expected))) if torn => {
             let lasting = |meta: &Meta| (meta.kind, meta.mode & 0o777, meta.uid, meta.gid);
             lasting(said) == lasting(expected)
         }
@@ -216,11 +217,16 @@ fn explained(model: &Model, events: &[Event], done: u32, tree: &Tree) -> bool {
         {
             return false;
         }
-        let torn = events.iter().any(|other| {
-            matches!(other.op, Op::HeldWrite { .. })
-                && other.start <= event.end
-                && event.start <= other.end
-        });
+        let tears = |op: &Op| match &event.said {
+            Ok(Outcome::Stat(meta)) if meta.kind == '-' => matches!(op, Op::HeldWrite { .. }),
+            Ok(Outcome::Stat(meta)) if meta.kind == 'd' => {
+                matches!(op, Op::Rmdir { .. } | Op::Rename { .. })
+            }
+            _ => false,
+        };
+        let torn = events
+            .iter()
+            .any(|other| tears(&other.op) && other.start <= event.end && event.start <= other.end);
         let mut next = model.clone();
         same(&event.said, &next.apply(&event.op), torn)
             && explained(&next, events, done | 1 << i, tree)

@@ -335,6 +335,13 @@ impl Fs {
         self.mounted = false;
     }
 
+    /// Unmounts as soon as a daemon that had the mount open for its own layers has ended.
+    pub fn unmount_patiently(&mut self) {
+        let point = self.stack.point.clone();
+        wait_until("an unmount", || unmount(&point, UnmountFlags::empty()).is_ok());
+        self.mounted = false;
+    }
+
     /// Unmounts and mounts the same stack again.
     pub fn remount(&mut self) {
         self.remount_with(self.stack.clone());

@@ -36,6 +36,7 @@ pub(crate) struct Held<'a> {
     pub(crate) fd: Arc<OwnedFd>,
     /// All its places.
     pub(crate) view: View,
+    dir: &'a Arc<Inode>,
     _guard: Option<RwLockWriteGuard<'a, ()>>,
 }
 
@@ -44,8 +45,8 @@ pub(crate) struct Held<'a> {
 enum Place {
     /// Nothing, and no lower layer shows the name.
     Free,
-    /// A device whiteout.
-    Device,
+    /// A whiteout with the very name.
+    Whiteout,
     /// A `.wh.NAME` whiteout.
     Dot,
 }
@@ -103,7 +104,7 @@ impl Overlay {
         if dir.ino != Ino::ROOT && dir.link().is_none() {
             return Err(Error::code("change directory", "", sys::ENOENT));
         }
-        Ok(Held { fd, view, _guard: guard })
+        Ok(Held { fd, view, dir, _guard: guard })
     }
 
     /// Creates a regular file and opens it; pair with [`Overlay::release`].
@@ -157,7 +158,7 @@ impl Overlay {
         let upper = self.writable("create")?;
         let held = self.hold(&parent)?;
         let place = self.place(&held, name)?;
-        let aside = place == Place::Device || (place == Place::Dot && is_dir(new.node));
+        let aside = place == Place::Whiteout || (place == Place::Dot && is_dir(new.node));
         let mut birth = self.birth(caller, &parent, &held, new)?;
         birth.direct &= !aside;
         let file = if birth.direct {
@@ -206,7 +207,8 @@ impl Overlay {
         }
         let exists = || Error::code("create", name, sys::EEXIST);
         if let Some(stat) = sys::has(&*held.fd, name).on("create", name)? {
-            return if whiteout::is_device(&stat) { Ok(Place::Device) } else { Err(exists()) };
+            let hidden = held.is_whiteout(name, &stat).on("create", name)?;
+            return if hidden { Ok(Place::Whiteout) } else { Err(exists()) };
         }
         if held.view.lowers.is_empty() {
             return Ok(Place::Free);
@@ -284,7 +286,7 @@ impl Overlay {
         self.dress(temp.dir(), temp.name(), node, birth).on("create", name)?;
         let (at, to) = (temp.dir(), held.fd.as_fd());
         if !is_dir(node) {
-            let flags = if place == Place::Device { 0 } else { sys::RENAME_NOREPLACE };
+            let flags = if place == Place::Whiteout { 0 } else { sys::RENAME_NOREPLACE };
             rename_new(&temp, to, name, flags).on("create", name)?;
             temp.keep();
             return Ok(file);
@@ -292,12 +294,12 @@ impl Overlay {
         if place != Place::Free {
             upper.dialect.set_opaque(at, temp.name()).on("make opaque", name)?;
         }
-        if place == Place::Device && upper.exchange {
+        if place == Place::Whiteout && upper.exchange {
             sys::rename(at, temp.name(), to, name, sys::RENAME_EXCHANGE).on("create", name)?;
             // What is left in the work directory is the whiteout; the guard removes it.
             return Ok(file);
         }
-        if place == Place::Device {
+        if place == Place::Whiteout {
             sys::unlink(to, name).on("create", name)?;
         }
         rename_new(&temp, to, name, 0).on("create", name)?;
@@ -358,6 +360,40 @@ impl Overlay {
         inode.opens.fetch_add(1, Ordering::Relaxed);
         inode.state.lock().data = Some(Arc::new(Data { fd: file, reads: true, writes: true }));
         self.entry(&inode)
+    }
+}
+
+impl Held<'_> {
+    /// Whether an object in the upper directory is a whiteout.
+    pub(crate) fn is_whiteout(&self, name: &OsStr, stat: &Stat) -> io::Result<bool> {
+        whiteout::is_whiteout(self.fd.as_fd(), name, stat, self.view.xattr_whiteouts())
+    }
+
+    /// Deletes a name that the upper directory does not have.
+    pub(crate) fn write_whiteout(&self, upper: &Upper, name: &OsStr) -> io::Result<()> {
+        if upper.dialect.style != Style::Xattr {
+            return upper.dialect.write(self.fd.as_fd(), name);
+        }
+        let temp = upper.work.temp();
+        self.make_whiteout(upper, &temp)?;
+        sys::rename(temp.dir(), temp.name(), &*self.fd, name, 0)?;
+        temp.keep();
+        Ok(())
+    }
+
+    /// Makes a whiteout that is to be moved into this directory.
+    pub(crate) fn make_whiteout(&self, upper: &Upper, temp: &Temp<'_>) -> io::Result<()> {
+        self.allow_whiteouts(upper)?;
+        upper.dialect.make(temp.dir(), temp.name())
+    }
+
+    /// Lets whiteouts into this directory.
+    pub(crate) fn allow_whiteouts(&self, upper: &Upper) -> io::Result<()> {
+        if upper.dialect.style == Style::Xattr && !self.dir.state.lock().xattr_whiteouts {
+            upper.dialect.allow_xattr_whiteouts(self.fd.as_fd())?;
+            self.dir.state.lock().xattr_whiteouts = true;
+        }
+        Ok(())
     }
 }
 

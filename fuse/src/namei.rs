@@ -330,10 +330,13 @@ impl View {
         self.xattr_whiteouts
     }
 
-    /// Whether the directory was copied up since the view was taken.
+    /// Whether the directory was copied up, or got marks that matter to its names, since the view was
+    /// taken.
     pub(crate) fn is_stale(&self, dir: &Inode) -> bool {
         let state = dir.state.lock();
-        self.upper.is_none() != state.upper.is_none() || self.lowers.len() != state.lowers.len()
+        self.upper.is_none() != state.upper.is_none()
+            || self.lowers.len() != state.lowers.len()
+            || (self.impure, self.xattr_whiteouts) != (state.impure, state.xattr_whiteouts)
     }
 }
 

@@ -115,6 +115,8 @@ pub enum Whiteouts {
     Device,
     /// `.wh.` files.
     Dot,
+    /// Empty files with an xattr.
+    Xattr,
 }
 
 /// Whether owner and mode are kept in an extended attribute (`xattr_permissions=` of

@@ -118,9 +118,14 @@ impl Overlay {
         if dir.ino != Ino::ROOT && dir.link().is_none() {
             return Ok(listing);
         }
-        let view = self.view(dir)?;
-        listing.extend(self.merge(&view).on("readdir", dir.path())?);
-        Ok(listing)
+        loop {
+            let view = self.view(dir)?;
+            let names = self.merge(&view).on("readdir", dir.path())?;
+            if !view.is_stale(dir) {
+                listing.extend(names);
+                return Ok(listing);
+            }
+        }
     }
 
     /// Every visible name of a directory.

@@ -32,7 +32,7 @@ use crate::options::RedirectDir;
 use crate::redirect;
 use crate::stack::Upper;
 use crate::sys;
-use crate::whiteout::{self, Space};
+use crate::whiteout::{self, Space, Style};
 
 /// One side of a rename: a directory, a name, and what is there.
 struct Side<'a> {
@@ -238,9 +238,11 @@ impl Overlay {
         let before = sys::fstat(here).on("stat", dir.path())?;
         for entry in sys::list(here).on("list", dir.path())? {
             let dot = whiteout::dot_target(&entry.name).is_some();
-            let device = entry.kind == sys::S_IFCHR
-                && sys::stat(here, &entry.name).is_ok_and(|stat| whiteout::is_device(&stat));
-            if dot || device {
+            let stat = || sys::stat(here, &entry.name).ok();
+            let whiteout = matches!(entry.kind, sys::S_IFCHR | sys::S_IFREG | 0)
+                && (entry.kind != sys::S_IFREG || held.view.xattr_whiteouts())
+                && stat().is_some_and(|stat| held.is_whiteout(&entry.name, &stat).unwrap_or(false));
+            if dot || whiteout {
                 sys::unlink(here, &entry.name).on("remove whiteout", &entry.name)?;
             }
         }
@@ -403,10 +405,19 @@ impl Overlay {
         covers: bool,
     ) -> io::Result<()> {
         let occupant = sys::has(&*there.fd, new_name)?;
-        let onto_device = occupant.is_some_and(|stat| whiteout::is_device(&stat));
+        let mut onto_whiteout = match &occupant {
+            Some(stat) => there.is_whiteout(new_name, stat)?,
+            None => false,
+        };
         let is_dir = sys::stat(&*here.fd, name)?.is_dir();
         let go = |flags: u32| sys::rename(&*here.fd, name, &*there.fd, new_name, flags);
-        if onto_device && (is_dir || covers) && upper.exchange {
+        if covers && occupant.is_none() && upper.dialect.style == Style::Xattr {
+            // One that may stay: nothing below has the name, or it would be there.
+            here.allow_whiteouts(upper)?;
+            there.write_whiteout(upper, new_name)?;
+            onto_whiteout = true;
+        }
+        if onto_whiteout && (is_dir || covers) && upper.exchange {
             go(sys::RENAME_EXCHANGE)?;
             if !covers {
                 if let Err(e) = sys::unlink(&*here.fd, name) {
@@ -415,18 +426,18 @@ impl Overlay {
             }
             return Ok(());
         }
-        if onto_device && is_dir {
+        if onto_whiteout && is_dir {
             sys::unlink(&*there.fd, new_name)?;
         }
         if covers && writes_dots(upper) {
-            upper.dialect.write(here.fd.as_fd(), name)?;
+            here.write_whiteout(upper, name)?;
             go(0)?;
         } else if covers && upper.rename_whiteout {
             go(sys::RENAME_WHITEOUT)?;
         } else {
             go(0)?;
             if covers {
-                upper.dialect.write(here.fd.as_fd(), name)?;
+                here.write_whiteout(upper, name)?;
             }
         }
         upper.dialect.drop_dot(there.fd.as_fd(), new_name);

@@ -246,20 +246,10 @@ fn probe(work: &Workdir, options: &Options) -> io::Result<Probe> {
     let file = work.temp();
     sys::mknod(file.dir(), file.name(), sys::S_IFREG | 0o600, 0)?;
     let space = probe_space(file.dir(), file.name(), options.namespace);
-    let device = options.whiteouts != Whiteouts::Dot && probe_device(work);
-    if options.whiteouts == Whiteouts::Device && !device {
-        let why = "device whiteouts were asked for, but the filesystem refuses them";
-        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
-    }
-    if !device && !probe_dot(work) {
-        let why = "it takes neither device whiteouts nor .wh. files, so nothing could be deleted; \
-                   put the upper directory on another filesystem";
-        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
-    }
-    let style = if device { Style::Device } else { Style::Dot };
+    let style = probe_style(work, space, options.whiteouts)?;
     Ok(Probe {
         dialect: Dialect { space, style },
-        rename_whiteout: device && probe_rename_whiteout(work),
+        rename_whiteout: style == Style::Device && probe_rename_whiteout(work),
         exchange: probe_exchange(work),
     })
 }
@@ -272,6 +262,30 @@ fn probe_space(dir: BorrowedFd<'_>, name: &OsStr, namespace: Namespace) -> Space
         Namespace::Auto if works(Space::User) => Space::User,
         _ => Space::None,
     }
+}
+
+/// How deletions can be written: as asked for; else as devices, as files, or, inside another overlay,
+/// which takes neither, as xattrs.
+fn probe_style(work: &Workdir, space: Space, asked: Whiteouts) -> io::Result<Style> {
+    let works = |style: Style| match style {
+        Style::Device => probe_device(work),
+        Style::Dot => probe_dot(work),
+        Style::Xattr => space != Space::None,
+    };
+    let (styles, what): (&[Style], _) = match asked {
+        Whiteouts::Auto => (&[Style::Device, Style::Dot, Style::Xattr], "any sort of"),
+        Whiteouts::Device => (&[Style::Device], "device"),
+        Whiteouts::Dot => (&[Style::Dot], ".wh."),
+        Whiteouts::Xattr => (&[Style::Xattr], "xattr"),
+    };
+    styles.iter().copied().find(|style| works(*style)).ok_or_else(|| {
+        let why = format!(
+            "it refuses {what} whiteouts, so nothing could be deleted; put the upper directory on \
+             another filesystem{}",
+            if asked == Whiteouts::Auto { "" } else { " or leave out whiteouts=" }
+        );
+        io::Error::new(io::ErrorKind::Unsupported, why)
+    })
 }
 
 fn probe_device(work: &Workdir) -> bool {

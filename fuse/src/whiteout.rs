@@ -45,6 +45,8 @@ pub enum Style {
     Device,
     /// A `.wh.NAME` file beside the name.
     Dot,
+    /// An empty file with an `overlay.whiteout` xattr, in a directory that says there are such.
+    Xattr,
 }
 
 /// The dialect this mount writes.
@@ -80,6 +82,10 @@ pub struct Marks {
     /// The file is an xattr whiteout.
     pub whiteout: bool,
 }
+
+/// The key by which an opaque upper directory says that whiteouts are left in it. `overlay.opaque` holds
+/// one value, and `y` in the place of `x` would turn them into files.
+const LEFT: &str = "xwhiteouts";
 
 /// Whether a stat is that of a device whiteout.
 pub fn is_device(stat: &Stat) -> bool {
@@ -142,6 +148,7 @@ fn read_mark(marks: &mut Marks, own: bool, key: &[u8], value: Vec<u8>) {
     match key {
         b"opaque" if value == b"y" => marks.opaque = true,
         b"opaque" if value == b"x" => marks.xattr_whiteouts = true,
+        b"xwhiteouts" if own => marks.xattr_whiteouts = true,
         b"whiteout" => marks.whiteout = true,
         b"impure" if own => marks.impure = true,
         b"redirect" if own => marks.redirect = Some(OsString::from_vec(value)),
@@ -188,13 +195,36 @@ impl Dialect {
     /// Makes the directory opaque.
     pub fn set_opaque(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         if self.space != Space::None {
-            return sys::set_xattr(dir, name, &self.space.key("opaque"), b"y", 0);
+            let key = self.space.key("opaque");
+            if self.style == Style::Xattr && sys::get_xattr(dir, name, &key)?.is_some() {
+                sys::set_xattr(dir, name, &self.space.key(LEFT), b"y", 0)?;
+            }
+            return sys::set_xattr(dir, name, &key, b"y", 0);
         }
         let inside = sys::open(dir, name, sys::O_PATH | sys::O_DIRECTORY)?;
         sys::mknod(inside, OsStr::new(OPAQUE_FILE), sys::S_IFREG | 0o600, 0)
     }
 
-    /// Deletes a name that nothing in the upper directory has.
+    /// Says that a directory may hold xattr whiteouts; before the first one gets there.
+    pub fn allow_xattr_whiteouts(&self, dir: BorrowedFd<'_>) -> io::Result<()> {
+        let (top, key) = (OsStr::new(""), self.space.key("opaque"));
+        match sys::get_xattr(dir, top, &key)?.as_deref() {
+            Some(b"x") => Ok(()),
+            Some(_) => sys::set_xattr(dir, top, &self.space.key(LEFT), b"y", 0),
+            None => sys::set_xattr(dir, top, &key, b"x", 0),
+        }
+    }
+
+    /// Makes a whiteout that is an object of its own, to be moved to the name it deletes.
+    pub fn make(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        if self.style != Style::Xattr {
+            return sys::mknod(dir, name, sys::S_IFCHR, 0);
+        }
+        sys::mknod(dir, name, sys::S_IFREG | 0o600, 0)?;
+        sys::set_xattr(dir, name, &self.space.key("whiteout"), b"y", 0)
+    }
+
+    /// Deletes a name that nothing in the upper directory has, where one call does that.
     pub fn write(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         match (self.style, dot_name(name)) {
             (Style::Dot, Some(dot)) => match sys::mknod(dir, &dot, sys::S_IFREG | 0o600, 0) {
@@ -202,18 +232,8 @@ impl Dialect {
                 other => other,
             },
             (Style::Dot, None) => Err(io::Error::from_raw_os_error(sys::ENAMETOOLONG)),
-            (Style::Device, _) => sys::mknod(dir, name, sys::S_IFCHR, 0),
+            (Style::Device | Style::Xattr, _) => self.make(dir, name),
         }
-    }
-
-    /// Removes the whiteout of a name, in whatever dialect it is, if there is one.
-    pub fn clear(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-        if let Some(stat) = sys::has(dir, name)? {
-            if is_device(&stat) {
-                sys::unlink(dir, name)?;
-            }
-        }
-        self.clear_dot(dir, name)
     }
 
     /// Removes the `.wh.NAME` whiteout of a name that is there again. One that stays harms nobody:

@@ -20,6 +20,7 @@ use libc::{
 use plyfs_fuse::attr::{Attr, SetAttr, SetTime, Time};
 use plyfs_fuse::inode::Ino;
 use plyfs_fuse::namei::Entry;
+use plyfs_fuse::options::Whiteouts;
 use plyfs_fuse::owner::Caller;
 use plyfs_fuse::{Options, Overlay};
 
@@ -84,7 +85,18 @@ impl Walk {
 impl Core {
     /// Opens an overlay of `lowers`, top first.
     pub fn open(lowers: &[PathBuf], upper: PathBuf, work: PathBuf) -> Result<Core, String> {
+        Core::open_writing(Whiteouts::Auto, lowers, upper, work)
+    }
+
+    /// [`Core::open`] with deletions written in a dialect.
+    pub fn open_writing(
+        whiteouts: Whiteouts,
+        lowers: &[PathBuf],
+        upper: PathBuf,
+        work: PathBuf,
+    ) -> Result<Core, String> {
         let options = Options {
+            whiteouts,
             lowers: lowers.to_vec(),
             upper: Some(upper),
             work: Some(work),

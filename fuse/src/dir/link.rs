@@ -29,7 +29,7 @@ impl Overlay {
         if inode.state.lock().has_origin {
             self.mark_impure(&parent, held.fd.as_fd()).on("link", name)?;
         }
-        if place == Place::Device {
+        if place == Place::Whiteout {
             let temp = upper.work.temp();
             sys::link_fd(&*from, temp.dir(), temp.name()).on("link", name)?;
             sys::rename(temp.dir(), temp.name(), &*held.fd, name, 0).on("link", name)?;

@@ -111,26 +111,25 @@ impl Overlay {
         name: &OsStr,
         in_upper: bool,
     ) -> io::Result<()> {
-        let dir = held.fd.as_fd();
         let covers = self.lower_has(&held.view, name)?;
         match (in_upper, covers) {
-            (false, _) => upper.dialect.write(dir, name),
-            (true, false) => sys::unlink(dir, name),
+            (false, _) => held.write_whiteout(upper, name),
+            (true, false) => sys::unlink(&*held.fd, name),
             (true, true) if writes_dots(upper) => {
-                upper.dialect.write(dir, name)?;
-                sys::unlink(dir, name)
+                held.write_whiteout(upper, name)?;
+                sys::unlink(&*held.fd, name)
             }
             (true, true) => self.swap_for_whiteout(upper, held, name),
         }
     }
 
-    /// Moves an upper object to the work directory and leaves a device whiteout, in one step.
+    /// Moves an upper object to the work directory and leaves a whiteout, in one step.
     fn swap_for_whiteout(&self, upper: &Upper, held: &Held<'_>, name: &OsStr) -> io::Result<()> {
         let temp = upper.work.temp();
         if upper.rename_whiteout {
             return sys::rename(&*held.fd, name, temp.dir(), temp.name(), sys::RENAME_WHITEOUT);
         }
-        sys::mknod(temp.dir(), temp.name(), sys::S_IFCHR, 0)?;
+        held.make_whiteout(upper, &temp)?;
         if upper.exchange {
             return sys::rename(temp.dir(), temp.name(), &*held.fd, name, sys::RENAME_EXCHANGE);
         }
@@ -225,7 +224,7 @@ impl Overlay {
         }
         let covers = self.lower_has(&held.view, name).on("rmdir", name)?;
         match &inside.upper {
-            None => upper.dialect.write(held.fd.as_fd(), name).on("rmdir", name)?,
+            None => held.write_whiteout(upper, name).on("rmdir", name)?,
             Some(_) => self.remove_upper_dir(upper, held, name, covers).on("rmdir", name)?,
         }
         bury(inode, inside.upper);
@@ -245,7 +244,7 @@ impl Overlay {
             return self.swap_for_whiteout(upper, held, name);
         }
         if covers {
-            upper.dialect.write(held.fd.as_fd(), name)?;
+            held.write_whiteout(upper, name)?;
         }
         match sys::rmdir(&*held.fd, name) {
             Err(e) if matches!(sys::errno(&e), sys::ENOTEMPTY | sys::EEXIST) => {}

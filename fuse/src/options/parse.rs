@@ -143,9 +143,9 @@ impl Parser {
                 options.redirect_dir = item.word(&words)?;
             }
             "whiteouts" => {
-                use Whiteouts::{Auto, Device, Dot};
-                options.whiteouts =
-                    item.word(&[("auto", Auto), ("device", Device), ("dot", Dot)])?;
+                use Whiteouts::{Auto, Device, Dot, Xattr};
+                let words = [("auto", Auto), ("device", Device), ("dot", Dot), ("xattr", Xattr)];
+                options.whiteouts = item.word(&words)?;
             }
             "metacopy" => options.metacopy = item.truth()?,
             "volatile" => options.volatile = item.flag()?,

@@ -128,6 +128,7 @@ impl List {
             Whiteouts::Auto => {}
             Whiteouts::Device => self.word("whiteouts=device"),
             Whiteouts::Dot => self.word("whiteouts=dot"),
+            Whiteouts::Xattr => self.word("whiteouts=xattr"),
         }
         self.word_if(options.metacopy, "metacopy=on");
         self.word_if(options.volatile, "volatile");

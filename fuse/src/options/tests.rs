@@ -306,7 +306,12 @@ fn random_options(random: &mut Random) -> Options {
         metacopy: random.flip(),
         volatile: random.flip(),
         fsync: random.flip(),
-        whiteouts: random.pick(&[Whiteouts::Auto, Whiteouts::Device, Whiteouts::Dot]),
+        whiteouts: random.pick(&[
+            Whiteouts::Auto,
+            Whiteouts::Device,
+            Whiteouts::Dot,
+            Whiteouts::Xattr,
+        ]),
         uid_map: random.map(),
         gid_map: random.map(),
         squash_uid: random.maybe(Random::number),
