@@ -166,6 +166,21 @@ both! { metadata_only_files_are_read_without_being_asked_for,
     assert_eq!((text(fs.at("f")), text(fs.at("moved"))), ("the data".into(), "moved data".into()));
 }}
 
+both! { a_metadata_only_file_that_a_crash_left_partly_filled_shows_no_zeros,
+    Both("metacopy=off, the default, refuses them"), |t| {
+    let (top, low) = metadata_only(t);
+    let file = File::options().write(true).open(top.join("f")).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 8192).unwrap();
+    file.set_len(8192).unwrap();
+    let data: String = "0123456789abcdef".repeat(512);
+    put(low.join("f"), &data);
+    set_xattr(&top, &t.attribute("impure"), b"y").unwrap();
+    let fs = t.mount_lowers(&[&top, &low]);
+    assert_eq!(text(fs.at("f")), data);
+    append(fs.at("f"), "!");
+    assert_eq!(text(fs.at("f")), data + "!");
+}}
+
 both! { a_metadata_only_file_without_data_is_an_error_and_never_zeros, |t| {
     let top = t.layer("top", &["f="]);
     File::options().write(true).open(top.join("f")).unwrap().set_len(8).unwrap();

@@ -42,6 +42,8 @@ pub struct LowerDir {
     pub path: PathBuf,
     /// The directory may hold xattr whiteouts.
     pub xattr_whiteouts: bool,
+    /// The directory may hold objects that were copied up when the layer was an upper one.
+    pub impure: bool,
     /// Its cached descriptor.
     pub slot: Arc<Slot>,
 }

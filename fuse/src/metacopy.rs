@@ -99,7 +99,8 @@ impl Overlay {
 fn file_at(layer: usize, path: &Path) -> LowerFile {
     let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
     let name = path.file_name().map(OsString::from).unwrap_or_default();
-    let dir = LowerDir { layer, path: dir, xattr_whiteouts: false, slot: Arc::default() };
+    let (xattr_whiteouts, impure) = (false, false);
+    let dir = LowerDir { layer, path: dir, xattr_whiteouts, impure, slot: Arc::default() };
     LowerFile { dir: Arc::new(dir), name }
 }
 

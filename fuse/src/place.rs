@@ -43,6 +43,7 @@ pub(crate) fn root(stack: &Stack) -> io::Result<State> {
             layer,
             path,
             xattr_whiteouts: marks.xattr_whiteouts,
+            impure: marks.impure,
             slot,
         }));
     }

@@ -413,11 +413,11 @@ impl Overlay {
         let go = |flags: u32| sys::rename(&*here.fd, name, &*there.fd, new_name, flags);
         if covers && occupant.is_none() && upper.dialect.style == Style::Xattr {
             // One that may stay: nothing below has the name, or it would be there.
-            here.allow_whiteouts(upper)?;
             there.write_whiteout(upper, new_name)?;
             onto_whiteout = true;
         }
         if onto_whiteout && (is_dir || covers) && upper.exchange {
+            here.allow_whiteouts(upper)?;
             go(sys::RENAME_EXCHANGE)?;
             if !covers {
                 if let Err(e) = sys::unlink(&*here.fd, name) {

@@ -13,7 +13,7 @@ use super::{Found, Step, View, looks_empty, refuse_foreign};
 use crate::Overlay;
 use crate::inode::{LowerDir, LowerFile, State, UpperAt};
 use crate::redirect;
-use crate::sys::Stat;
+use crate::sys::{S_IFREG, Stat};
 use crate::whiteout::{self, Marks};
 
 /// A mark that matters only if a lower layer has the name, so it is looked for then.
@@ -130,9 +130,11 @@ impl<'a> Walk<'a> {
         if stat.nlink > 1 {
             overlay.find_group(&mut found, fd, &self.name)?;
         }
-        if looks_empty(&stat) {
+        // A crash may have left a metacopy partly filled, with as many blocks as a whole file.
+        let sparse = looks_empty(&stat);
+        if sparse || (dir.impure && stat.kind() == S_IFREG && stat.size > 0) {
             let marks = whiteout::marks(fd, &self.name, overlay.stack.space)?;
-            refuse_foreign(&marks, true)?;
+            refuse_foreign(&marks, sparse)?;
             if marks.metacopy {
                 self.below = dir.layer + 1;
                 found.state.lower_data = Some(self.data(&marks)?);
@@ -230,6 +232,7 @@ impl<'a> Walk<'a> {
             layer,
             path,
             xattr_whiteouts: marks.xattr_whiteouts,
+            impure: marks.impure,
             slot: Arc::default(),
         });
         self.first_lower.get_or_insert(stat);
