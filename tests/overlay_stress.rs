@@ -188,14 +188,18 @@ fn momentary(rng: &mut Rng) -> Op {
 
 /// Whether this was said at that moment. Looking a name up and looking at what it stands for are two
 /// moments on every Linux filesystem, so a stat may show that the last name went in between. Nor does a
-/// stat wait for a write: ext4 sets the time first, then the size, and the set-id bits fall before the data
-/// is there. A directory that goes is emptied of its whiteouts, which moves the time that a late stat of it
-/// shows. A stat that such a change overlaps (`torn`) is believed about what the change leaves alone.
+/// stat or a read wait for a write: ext4 sets the time first, then the size, the set-id bits fall before
+/// the data is there, and a read may have half of it. A directory that goes is emptied of its whiteouts,
+/// which moves the time that a late stat of it shows. What such a change overlaps (`torn`) is believed
+/// about what the change leaves alone.
 fn same(said: &Said, expected: &Said, torn: bool) -> bool {
     match (said, expected) {
         (Ok(Outcome::Stat(said)), Ok(Outcome::Stat(expected))) if torn => {
             let lasting = |meta: &Meta| (meta.kind, meta.mode & 0o777, meta.uid, meta.gid);
             lasting(said) == lasting(expected)
+        }
+        (Ok(Outcome::Bytes(said)), Ok(Outcome::Bytes(expected))) if torn => {
+            said.len() == expected.len()
         }
         (Ok(Outcome::Stat(said)), Ok(Outcome::Stat(expected))) if said.nlink == 0 => {
             *said == Meta { nlink: 0, ..expected.clone() }
@@ -219,6 +223,7 @@ fn explained(model: &Model, events: &[Event], done: u32, tree: &Tree) -> bool {
         }
         let tears = |op: &Op| match &event.said {
             Ok(Outcome::Stat(meta)) if meta.kind == '-' => matches!(op, Op::HeldWrite { .. }),
+            Ok(Outcome::Bytes(_)) => matches!(op, Op::HeldWrite { .. }),
             Ok(Outcome::Stat(meta)) if meta.kind == 'd' => {
                 matches!(op, Op::Rmdir { .. } | Op::Rename { .. })
             }
