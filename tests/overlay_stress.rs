@@ -187,8 +187,8 @@ fn momentary(rng: &mut Rng) -> Op {
 }
 
 /// Whether this was said at that moment. Looking a name up and looking at what it stands for are two
-/// moments on every Linux filesystem, so a stat may show that the last name went in between. Nor does a
-/// stat or a read wait for a write: ext4 sets the time first, then the size, the set-id bits fall before
+/// moments on every Linux filesystem, so a stat may show that a name of the object went in between. Nor does
+/// a stat or a read wait for a write: ext4 sets the time first, then the size, the set-id bits fall before
 /// the data is there, and a read may have half of it. A directory that goes is emptied of its whiteouts,
 /// which moves the time that a late stat of it shows. What such a change overlaps (`torn`) is believed
 /// about what the change leaves alone.
@@ -222,11 +222,13 @@ fn explained(model: &Model, events: &[Event], done: u32, tree: &Tree) -> bool {
             return false;
         }
         let tears = |op: &Op| match &event.said {
-            Ok(Outcome::Stat(meta)) if meta.kind == '-' => matches!(op, Op::HeldWrite { .. }),
-            Ok(Outcome::Bytes(_)) => matches!(op, Op::HeldWrite { .. }),
             Ok(Outcome::Stat(meta)) if meta.kind == 'd' => {
                 matches!(op, Op::Rmdir { .. } | Op::Rename { .. })
             }
+            Ok(Outcome::Stat(_)) => {
+                matches!(op, Op::HeldWrite { .. } | Op::Unlink { .. } | Op::Rename { .. })
+            }
+            Ok(Outcome::Bytes(_)) => matches!(op, Op::HeldWrite { .. }),
             _ => false,
         };
         let torn = events
