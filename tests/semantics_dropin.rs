@@ -1,12 +1,13 @@
 //! Called as fuse-overlayfs: the forms of the command line that its callers use.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, lchown, symlink};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use rustix::mount::{UnmountFlags, unmount};
 
-use crate::semantics_kit::{Backend, Stack, Test, backend, both, plant, text, wait_until};
+use crate::semantics_kit::{Backend, Stack, Test, backend, both, plant, stat, text, wait_until};
 
 /// The program under the name that callers look for.
 fn drop_in(t: &Test) -> Command {
@@ -89,6 +90,7 @@ both! { the_options_that_engines_pass_are_accepted_in_silence, NoDaemon, |t| {
         "splice_read",
         "index=off",
         "lazytime",
+        "private",
         "noatime,nodiratime",
         "x-systemd.automount",
     ] {
@@ -192,6 +194,26 @@ both! { the_helper_of_mount_takes_source_and_target, OnlyPlyfs, |t| {
             .arg(format!("rw,{}", backend::list(&t.stack())));
         works(t, &[name.to_owned()], &ran(&mut command));
     }
+}}
+
+// podman --uidmap prepares the root as the host's root, whom the maps do not have, then gives it away.
+both! { a_caller_outside_the_maps_makes_objects_of_the_overflow_id, NoDaemon, |t| {
+    t.needs_ids();
+    let stack = Stack { options: "uidmapping=0:1:10,gidmapping=0:1:10".to_owned(), ..t.stack() };
+    let output = ran(drop_in(t).arg("-o").arg(backend::list(&stack)).arg(t.at("merged")));
+    assert!(output.status.success(), "{output:?}");
+    fs::write(t.at("merged/file"), "x").unwrap();
+    fs::create_dir(t.at("merged/dir")).unwrap();
+    symlink("/proc/mounts", t.at("merged/link")).unwrap();
+    for name in ["file", "dir", "link"] {
+        let owner = |stat: fs::Metadata| (stat.uid(), stat.gid());
+        let place = t.at("merged").join(name);
+        assert_eq!(owner(stat(&place)), (65_534, 65_534), "{name}");
+        lchown(&place, Some(1), Some(2)).unwrap();
+        assert_eq!(owner(stat(&place)), (1, 2), "{name}");
+        assert_eq!(owner(stat(t.upper(name))), (0, 1), "{name} on disk");
+    }
+    unmount(t.at("merged"), UnmountFlags::empty()).unwrap();
 }}
 
 both! { without_device_whiteouts_deletions_are_written_as_files, NoDaemon, |t| {

@@ -233,8 +233,7 @@ impl Overlay {
         held: &Held<'_>,
         New { node, mode }: New<'_>,
     ) -> Result<Birth> {
-        let ids = self.identity.store(caller.uid, caller.gid);
-        let (uid, gid) = ids.map_err(|_| Error::code("create", parent.path(), sys::EOVERFLOW))?;
+        let (uid, gid) = self.identity.store_new(caller.uid, caller.gid);
         let direct = (uid, gid) == self.daemon_ids && !self.identity.uses_override();
         let mut birth = Birth { uid, gid, mode: mode & 0o7777, acl: None, direct };
         if !matches!(node, Node::Symlink(_)) {

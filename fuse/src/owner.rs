@@ -2,7 +2,8 @@
 //!
 //! Order on the way out: the override record replaces what stat said (its ids are ids on
 //! disk), then the maps, then squashing; the way in is the reverse. An id with no
-//! counterpart shows as the overflow id and cannot be stored.
+//! counterpart shows as the overflow id and cannot be stored, except that a new object of such a
+//! caller is stored with the overflow id.
 
 mod record;
 
@@ -104,13 +105,14 @@ impl Identity {
         (self.uid.present(uid), self.gid.present(gid), mode)
     }
 
-    /// Owner on disk for an owner as presented. With squashing the one id is stored,
-    /// whatever was asked for.
-    pub fn store(&self, uid: u32, gid: u32) -> Result<(u32, u32), Unmapped> {
-        Ok((self.uid.store(uid)?, self.gid.store(gid)?))
+    /// Owner on disk of a new object of this caller, who may be outside the maps: engines prepare a
+    /// container's root as the host's root, and change the owner afterwards (podman --uidmap).
+    pub fn store_new(&self, uid: u32, gid: u32) -> (u32, u32) {
+        (self.uid.store(uid).unwrap_or(OVERFLOW_ID), self.gid.store(gid).unwrap_or(OVERFLOW_ID))
     }
 
-    /// User on disk for a user as presented.
+    /// User on disk for a user as presented. With squashing the one id is stored, whatever was
+    /// asked for.
     pub fn store_uid(&self, uid: u32) -> Result<u32, Unmapped> {
         self.uid.store(uid)
     }
@@ -198,7 +200,14 @@ mod tests {
             ("squash_to_uid=9,uidmapping=50:9:1", (3, 4), Ok((50, 4))),
             ("squash_to_uid=9,uidmapping=50:8:1", (3, 4), Ok((9, 4))),
         ] {
-            assert_eq!(identity(list).store(presented.0, presented.1), disk, "{list}");
+            let identity = identity(list);
+            let stored = identity.store_uid(presented.0).and_then(|uid| {
+                let gid = identity.store_gid(presented.1)?;
+                Ok((uid, gid))
+            });
+            assert_eq!(stored, disk, "{list}");
+            let new = identity.store_new(presented.0, presented.1);
+            assert!(stored.is_err() || stored == Ok(new), "{list}");
         }
         assert_eq!(Unmapped(4).to_string(), "id 4 has no id on disk");
     }

@@ -46,6 +46,7 @@ const SWALLOWED: &[&str] = &[
     "nouser",
     "nousers",
     "owner",
+    "private",
     "remount",
     "silent",
     "user",
