@@ -139,10 +139,16 @@ session() {
     fi
     export PLYFS_SCRATCH=$scratch PLYFS_REPO=$repo PLYFS=${plyfs:+$scratch/bin/plyfs} PYTHONDONTWRITEBYTECODE=1
     local inside=("$scratch/scripts/$(basename "$0")" "$@") status=0
+    # Behind the script, which waits: a signal ends a wait at once, but not a program in front.
     if [ "$mode" != root ]; then
-        "${inside[@]}" || status=$?
+        "${inside[@]}" <&0 &
     elif contained true 2>/dev/null; then
-        contained "${inside[@]}" || status=$?
+        contained "${inside[@]}" <&0 &
+    fi
+    inner=${!:-}
+    if [ -n "$inner" ]; then
+        trap 'stop_session; exit 129' HUP INT TERM
+        wait "$inner" || status=$?
     else
         skipped "$(basename "$0")" "private namespaces (CAP_SYS_ADMIN)"
         finish 0 0 1
@@ -155,7 +161,19 @@ remove() {
     if [ "$mode" = root ] || ! unshare --user --map-auto --map-root-user rm -rf "$@" 2>/dev/null; then rm -rf "$@"; fi
 }
 
+# stop_session: as root the parents of its namespaces are ended, with which everything in them goes.
+stop_session() {
+    if [ "$mode" = root ]; then
+        pgrep -f "^unshare .*$scratch/scripts/" | xargs -r kill -s KILL 2>/dev/null || true
+    else
+        pgrep -P "$inner" | xargs -r kill 2>/dev/null || true
+    fi
+    wait "$inner" || true
+}
+
+# end_session: what a script's own `after_session` undoes comes first.
 end_session() {
+    if declare -F after_session >/dev/null; then after_session || true; fi
     remove "$scratch" || true
     remove_user
 }
