@@ -15,7 +15,9 @@ pub mod run;
 pub mod umount;
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +32,10 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nfuse-overlayfs: vers
 
 /// Where the wanted log level is read from, as `warn` or `plyfs_fuse=debug`.
 const LOG_VARIABLE: &str = "PLYFS_LOG";
+
+/// Where the name of a file is read from to which the log goes instead of standard error: a detached
+/// server has none.
+const LOG_FILE_VARIABLE: &str = "PLYFS_LOG_FILE";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -119,9 +125,16 @@ fn dispatch(command: Command) -> std::result::Result<u8, Failure> {
 fn start_log(debug: bool) {
     // The FUSE library warns of each request that is answered with "not implemented", which is how
     // the kernel learns not to send it again.
-    let level = if debug { "debug" } else { "warn,fuser=error" };
+    let level = if debug { "debug" } else { "warn,fuser=error,plyfs_fuse::stats=info" };
     let wanted = env_logger::Env::new().filter_or(LOG_VARIABLE, level);
-    env_logger::Builder::from_env(wanted).init();
+    let mut log = env_logger::Builder::from_env(wanted);
+    if let Some(path) = std::env::var_os(LOG_FILE_VARIABLE).filter(|path| !path.is_empty()) {
+        match OpenOptions::new().append(true).create(true).open(&path) {
+            Ok(file) => drop(log.target(env_logger::Target::Pipe(Box::new(file)))),
+            Err(error) => warn(&format!("open {}: {error}", Path::new(&path).display())),
+        }
+    }
+    log.init();
 }
 
 /// Says what went wrong, and what to do about it where we know.

@@ -1,9 +1,10 @@
-//! Mounts: what is mounted where, starting the server of one of ours, taking one away.
+//! Mounts: what is mounted where, starting the server of one of ours, its flags, taking one away.
 //!
-//! The only room that starts a server or unmounts. A mount that is reported as made answers; a mount
+//! The only room that starts a server, remounts or unmounts. A mount that is reported as made answers; a mount
 //! that is reported as taken away is gone from the table of mounts.
 
 mod holder;
+mod remount;
 pub mod serve;
 pub mod table;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 use crate::sys;
+pub use remount::remount;
 use table::MountPoint;
 
 /// How long the server of a mount that is gone may take to write back and end.

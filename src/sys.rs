@@ -9,8 +9,8 @@ mod signal;
 pub mod tree;
 
 pub use mount::{
-    bind, bind_recursive, make_private, make_read_only, mount_empty, mount_proc, mount_scratch,
-    pivot_root, set_hostname, unmount, unshare,
+    NewFlags, bind, bind_recursive, make_private, make_read_only, mount_empty, mount_proc,
+    mount_scratch, pivot_root, remount, set_hostname, unmount, unshare,
 };
 pub use process::{
     Child, Ended, Other, Usage, close_stdio, exit_with_parent, fork, is_root, memory_file,

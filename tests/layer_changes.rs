@@ -133,7 +133,6 @@ fn whiteouts_of_every_dialect_are_deletions() {
     layers.file("upper/d/.wh.dot", "");
     layers.file("upper/d/xattr", "");
     layers.file("upper/d/.wh..wh.plnk", "");
-    layers.whiteout("upper/d/.wh..opq");
     layers.mark("upper/d", "user.overlay.opaque", "x");
     layers.mark("upper/d/xattr", "user.overlay.whiteout", "y");
     let lines = ["C /d", "D /d/device", "D /d/dot", "D /d/xattr"];
@@ -155,16 +154,18 @@ fn a_deletion_of_nothing_is_no_change() {
 
 #[test]
 fn an_opaque_directory_deletes_what_it_hides() {
-    for mark in ["user.overlay.opaque", "user.fuseoverlayfs.opaque", ".wh..wh..opq"] {
+    let marks = ["user.overlay.opaque", "user.fuseoverlayfs.opaque", ".wh..wh..opq", ".wh..opq"];
+    for mark in marks {
         let layers = Layers::new();
         layers.file("top/d/hidden", "");
         layers.file("bottom/d/deep/hidden", "");
         layers.file("bottom/d/both", "old");
         layers.file("upper/d/both", "new");
         layers.file("upper/d/deep/own", "");
-        match mark.starts_with(".wh") {
-            true => drop(layers.file(&format!("upper/d/{mark}"), "")),
-            false => layers.mark("upper/d", mark, "y"),
+        match mark {
+            ".wh..opq" => layers.whiteout(&format!("upper/d/{mark}")),
+            ".wh..wh..opq" => drop(layers.file(&format!("upper/d/{mark}"), "")),
+            _ => layers.mark("upper/d", mark, "y"),
         }
         assert_eq!(
             layers.changes(&["top", "bottom"]),

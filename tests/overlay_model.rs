@@ -83,7 +83,8 @@ impl Subject for Cored {
     fn reopen(&mut self) -> Result<(), String> {
         self.core = None;
         let (lowers, upper, work) = &self.stack;
-        self.core = Some(Core::open_writing(self.whiteouts, lowers, upper.clone(), work.clone())?);
+        self.core =
+            Some(Core::open_writing(self.whiteouts, (lowers, upper.clone(), work.clone()))?);
         Ok(())
     }
 

@@ -88,6 +88,48 @@ both! { an_opaque_file_of_a_lower_is_read, Both("attributes only"), |t| {
     opaque(t, |dir| put(dir.join(".wh..wh..opq"), ""));
 }}
 
+both! { an_opaque_device_of_a_lower_is_read, Both("attributes only"), |t| {
+    opaque(t, |dir| crate::semantics_kit::whiteout(&dir.join(".wh..opq")));
+}}
+
+both! { an_opaque_device_stays_when_a_name_like_it_comes_and_goes, OnlyPlyfs, |t| {
+    crate::semantics_kit::plant(&t.at("upper"), &["d", "d/own=own", "d/.wh..opq=!"]);
+    let mut fs = t.mount(&LOW);
+    assert_eq!(names(fs.at("d")), ["own"]);
+    put(fs.at("d/.opq"), "a user's");
+    for _ in 0..2 {
+        assert_eq!(names(fs.at("d")), [".opq", "own"]);
+        assert_eq!(text(fs.at("d/.opq")), "a user's");
+        fs.remount();
+    }
+    fs::remove_file(fs.at("d/.opq")).unwrap();
+    fs.remount();
+    assert_eq!(names(fs.at("d")), ["own"]);
+    fs::remove_file(fs.at("d/own")).unwrap();
+    fs::remove_dir(fs.at("d")).unwrap();
+    fs::create_dir(fs.at("d")).unwrap();
+    assert_eq!(names(fs.at("d")).len(), 0);
+}}
+
+both! { an_upper_with_device_whiteouts_written_by_fuse_overlayfs_is_read, Both("marks of its own"), |t| {
+    crate::semantics_kit::plant(&t.at("lower"), &LOW);
+    let mut command = Backend::FuseOverlayfs.command(&t.stack());
+    t.needs(
+        Command::new(command.get_program()).arg("--version").output().is_ok(),
+        "fuse-overlayfs",
+    );
+    backend::said(&mut command).unwrap();
+    fs::remove_dir_all(t.at("merged/d")).unwrap();
+    fs::create_dir(t.at("merged/d")).unwrap();
+    put(t.at("merged/d/own"), "own");
+    rustix::mount::unmount(t.at("merged"), rustix::mount::UnmountFlags::empty()).unwrap();
+    let mut fs = t.mount_stack(t.stack());
+    for _ in 0..2 {
+        assert_eq!(names(fs.at("d")), ["own"]);
+        fs.remount();
+    }
+}}
+
 both! { an_opaque_mark_between_two_layers_cuts_there, |t| {
     let top = t.layer("top", &["d", "d/1=1"]);
     let middle = t.layer("middle", &["d", "d/2=2"]);

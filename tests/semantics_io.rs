@@ -11,7 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::semantics_kit::sys::lock_range;
+use crate::semantics_kit::sys::{FsXattr, fs_xattr, lock_range, set_fs_xattr};
 use crate::semantics_kit::{
     append, both, chmod, errno, mode, mtime, names, open_flags, put, read_write, set_times, stat,
     text,
@@ -228,6 +228,34 @@ both! { inode_flags_are_told_and_set, |t| {
     }
     let lower = ioctl_getflags(File::open(t.lower("low")).unwrap()).unwrap();
     assert!(!lower.contains(IFlags::NODUMP), "a lower was changed");
+}}
+
+both! { the_attributes_of_xfs_io_are_told_and_set, |t| {
+    const NODUMP: u32 = 0x80;
+    let fs = t.mount(&["low=x", "d"]);
+    put(fs.at("up"), "x");
+    for name in ["low", "up", "d"] {
+        let disk = if name == "up" { t.upper(name) } else { t.lower(name) };
+        let there = fs_xattr(File::open(disk).unwrap()).unwrap();
+        let file = File::open(fs.at(name)).unwrap();
+        let here = fs_xattr(&file).unwrap();
+        assert_eq!((here.flags, here.project), (there.flags, there.project), "{name}");
+        set_fs_xattr(&file, &FsXattr { flags: here.flags | NODUMP, ..here }).unwrap();
+        assert_eq!(fs_xattr(&file).unwrap().flags, here.flags | NODUMP, "{name}");
+        let stored = fs_xattr(File::open(t.upper(name)).unwrap()).unwrap();
+        assert_eq!(stored.flags & NODUMP, NODUMP, "{name} on disk");
+    }
+    let lower = fs_xattr(File::open(t.lower("low")).unwrap()).unwrap();
+    assert_eq!(lower.flags & NODUMP, 0, "a lower was changed");
+    // A project is set where the filesystem keeps them, and refused as it refuses.
+    let own = File::create(t.at("local")).unwrap();
+    let file = File::open(fs.at("up")).unwrap();
+    let set = |file: &File| {
+        let old = fs_xattr(file).unwrap();
+        let done = set_fs_xattr(file, &FsXattr { project: 7, ..old });
+        (done.map_err(|x| x.raw_os_error()), fs_xattr(file).unwrap().project)
+    };
+    assert_eq!(set(&file), set(&own));
 }}
 
 both! { an_unknown_ioctl_is_refused_as_such, |t| {

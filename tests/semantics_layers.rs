@@ -7,7 +7,9 @@ use std::process::Command;
 
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 
+use crate::semantics_kit::backend::said;
 use crate::semantics_kit::{
     Stack, Test, append, both, errno, exists, names, plant, put, set_xattr, stat, text, wait_until,
 };
@@ -72,6 +74,41 @@ both! { symlinked_and_relative_layers_are_resolved_at_the_start, NoDaemon, |t| {
     put(fs.at("new"), "x");
     append(fs.at("A"), "x");
     assert_eq!(text(t.upper("A")), "Ax");
+}}
+
+both! { layers_are_given_one_by_one_and_by_inherited_descriptor, OnlyPlyfs, |t| {
+    let layers = ["a,b", "c:d", "e", "data", "up"].map(|x| t.layer(x, &[]));
+    for (layer, words) in layers.iter().zip([&["f=1"][..], &["f=2", "g=2"], &["h=3"], &[], &[]]) {
+        plant(layer, words);
+    }
+    let open = layers.each_ref().map(|x| {
+        let dir = File::open(x).unwrap();
+        rustix::io::fcntl_setfd(&dir, rustix::io::FdFlags::empty()).unwrap();
+        dir
+    });
+    let fd = open.each_ref().map(std::os::fd::AsRawFd::as_raw_fd);
+    let list = format!(
+        "lowerdir+=/proc/self/fd/{},lowerdir+={},lowerdir+=/dev/fd/{},datadir+=/proc/self/fd/{},\
+         upperdir=/proc/self/fd/{},workdir={}",
+        fd[0],
+        layers[1].display(),
+        fd[2],
+        fd[3],
+        fd[4],
+        t.at("work").display(),
+    );
+    let mut command = t.backend.program();
+    said(command.args(["mount", "-o", &list]).arg(t.at("merged"))).unwrap();
+    drop(open);
+    let at = |name: &str| t.at("merged").join(name);
+    assert_eq!(["f", "g", "h"].map(|x| text(at(x))), ["1", "2", "3"]);
+    put(at("new"), "x");
+    append(at("h"), "+");
+    assert_eq!((text(layers[4].join("new")), text(layers[4].join("h"))), ("x".into(), "3+".into()));
+    unmount(t.at("merged"), UnmountFlags::empty()).unwrap();
+    let list = "lowerdir+=/proc/self/fd/987";
+    let refused = said(t.backend.program().args(["mount", "-o", list]).arg(t.at("merged")));
+    assert!(refused.unwrap_err().contains("/proc/self/fd/987"));
 }}
 
 both! { without_an_upper_the_mount_is_read_only, |t| {

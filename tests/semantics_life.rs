@@ -10,8 +10,8 @@ use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::semantics_kit::{
-    Backend, Stack, Test, append, backend, both, chmod, errno, exists, names, plant, put, text,
-    wait_until,
+    Backend, Stack, Test, append, as_user, backend, both, chmod, errno, exists, mode, names, plant,
+    put, text, wait_until,
 };
 
 /// The processes that serve mounts.
@@ -274,4 +274,51 @@ both! { memory_is_returned_when_names_are_forgotten, NoDaemon, |t| {
     (1..7).for_each(round);
     let after = resident();
     assert!(after <= before + 2, "from {before} to {after} MiB");
+}}
+
+/// Runs the program as an ordinary user without a user namespace; what it said when it failed.
+fn as_nobody(t: &Test, words: &[&str]) -> Result<(), String> {
+    const NOBODY: u32 = 65_534;
+    // The build directory may be closed to him.
+    let program = t.at("plyfs");
+    if !program.exists() {
+        fs::copy(backend::plyfs(), &program).unwrap();
+    }
+    let mut command = Command::new(program);
+    backend::said(command.args(words).arg(t.at("merged")).uid(NOBODY).gid(NOBODY))
+}
+
+both! { an_ordinary_user_mounts_through_fusermount3, OnlyPlyfs, |t| {
+    t.needs(t.is_root(), "root of the host: to become an ordinary user of it");
+    let helper = Path::new("/usr/bin/fusermount3");
+    t.needs(helper.exists() && mode(helper) & 0o4000 != 0, "fusermount3, set-user-id");
+    for dir in ["upper", "work", "merged"] {
+        std::os::unix::fs::chown(t.at(dir), Some(65_534), Some(65_534)).unwrap();
+    }
+    plant(&t.at("lower"), &["f=low", "gone=x"]);
+    // The mount namespace is the test's own.
+    put(t.at("fuse.conf"), "# empty\n");
+    rustix::mount::mount_bind(t.at("fuse.conf"), "/etc/fuse.conf").unwrap();
+    let list = backend::list(&t.stack());
+    let shared = format!("{list},allow_other");
+    let refused = as_nobody(t, &["mount", "-o", &shared]).unwrap_err();
+    assert!(refused.contains("allow_other") && refused.contains("user_allow_other"), "{refused}");
+    assert!(mounted(&t.at("merged")).is_none());
+    as_nobody(t, &["mount", "-o", &list]).unwrap();
+    let refused = fs::metadata(t.at("merged/f"));
+    assert_eq!(errno(refused), rustix::io::Errno::ACCESS, "root is another user too");
+    let point = t.at("merged");
+    as_user(65_534, || {
+        assert_eq!(text(point.join("f")), "low");
+        put(point.join("new"), "new");
+        fs::remove_file(point.join("gone")).unwrap();
+        assert_eq!(names(&point), ["f", "new"]);
+    });
+    as_nobody(t, &["umount"]).unwrap();
+    assert!(mounted(&t.at("merged")).is_none());
+    assert_eq!(text(t.upper("new")), "new");
+    put(t.at("fuse.conf"), "user_allow_other\n");
+    as_nobody(t, &["mount", "-o", &shared]).unwrap();
+    assert_eq!(text(t.at("merged/new")), "new");
+    as_nobody(t, &["umount"]).unwrap();
 }}

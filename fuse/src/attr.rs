@@ -28,6 +28,8 @@ pub struct Time {
 pub struct Attr {
     /// Inode number.
     pub ino: Ino,
+    /// Generation of the inode number.
+    pub generation: u32,
     /// Type and permissions.
     pub mode: u32,
     /// Hard links.
@@ -60,6 +62,7 @@ impl Attr {
         let time = Time::default();
         Attr {
             ino: Ino(0),
+            generation: 0,
             mode: sys::S_IFREG,
             nlink: 0,
             uid: 0,
@@ -143,6 +146,7 @@ impl Overlay {
     pub(crate) fn raw(&self, inode: &Inode, stat: &Stat) -> Attr {
         Attr {
             ino: inode.ino,
+            generation: inode.generation,
             mode: stat.mode,
             nlink: self.nlink(inode, stat),
             uid: stat.uid,

@@ -114,7 +114,9 @@ impl Overlay {
         let source = self.source(inode).on("copy up", &path)?;
         let temp = upper.work.temp();
         let metacopy = self.build(&temp, &source, depth).on("copy up", &path)?;
-        self.publish(inode, temp, &source, metacopy).on("copy up", &path)
+        self.publish(inode, temp, &source, metacopy).on("copy up", &path)?;
+        self.stats.copied_up();
+        Ok(())
     }
 
     fn source(&self, inode: &Arc<Inode>) -> io::Result<Source> {
@@ -186,6 +188,7 @@ impl Overlay {
             let dir = self.lower_dir(&data.dir)?;
             let from = sys::open(&*dir, &data.name, sys::O_RDONLY | sys::O_NONBLOCK)?;
             copy_data(&from, &file, keep)?;
+            self.stats.copied_data(keep);
             if self.options.fsync && !self.options.volatile {
                 sys::fsync(&file, true)?;
             }
@@ -303,6 +306,7 @@ impl Overlay {
         let from =
             sys::open(&*self.lower_dir(&data.dir)?, &data.name, sys::O_RDONLY | sys::O_NONBLOCK)?;
         copy_data(&from, &to, before.size)?;
+        self.stats.copied_data(before.size);
         if self.options.fsync && !self.options.volatile {
             sys::fsync(&to, true)?;
         }

@@ -155,6 +155,11 @@ impl Overlay {
         Ok(done)
     }
 
+    /// Whether a set-id bit may be left on the upper file.
+    pub(crate) fn may_have_set_id(&self, ino: Ino) -> bool {
+        self.table.get(ino).is_some_and(|inode| !inode.plain_mode.load(Ordering::Relaxed))
+    }
+
     /// Clears the set-user-id bit, and the set-group-id bit of a file its group may execute.
     pub(crate) fn drop_set_id(&self, inode: &Arc<Inode>, fd: BorrowedFd<'_>) -> Result<()> {
         if inode.plain_mode.load(Ordering::Relaxed) {

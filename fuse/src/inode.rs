@@ -133,6 +133,8 @@ pub struct Dir {
 pub struct Inode {
     /// Its number.
     pub ino: Ino,
+    /// Tells it from those that had its number before, in file handles.
+    pub generation: u32,
     /// Its type bits; an object never changes its type.
     pub kind: u32,
     /// Open files.
@@ -152,6 +154,7 @@ impl Inode {
     pub fn new(ino: Ino, kind: u32, state: State) -> Inode {
         Inode {
             ino,
+            generation: 0,
             kind,
             opens: AtomicU32::new(0),
             plain_mode: AtomicBool::new(false),
@@ -254,15 +257,20 @@ pub struct Table {
     copies: DashMap<(u64, u64), u64>,
     /// Inodes nobody looked up that were in use when they should have left.
     limbo: Mutex<VecDeque<Ino>>,
+    /// The generation of the next inode where those that have a name stay for good, so that file
+    /// handles find them; they leave with their last lookup otherwise.
+    generations: Option<AtomicU32>,
 }
 
 impl Table {
-    /// A table with the root, which never leaves.
-    pub fn new(root: Arc<Inode>) -> Table {
+    /// A table with the root, which never leaves. With `lasting` nothing leaves that has a name.
+    pub fn new(root: Arc<Inode>, lasting: bool) -> Table {
         let inodes = DashMap::new();
         root.lookups.store(1, Ordering::Relaxed);
         inodes.insert(root.ino.0, root);
-        Table { inodes, copies: DashMap::new(), limbo: Mutex::default() }
+        // From anywhere: handles of a server that has ended are not to be taken for ours.
+        let generations = lasting.then(|| AtomicU32::new(sys::random_u64() as u32));
+        Table { inodes, copies: DashMap::new(), limbo: Mutex::default(), generations }
     }
 
     /// The upper object `real` (device, number) is this inode's from now on.
@@ -287,6 +295,14 @@ impl Table {
         self.inodes.get(&ino.0).map(|entry| entry.clone())
     }
 
+    /// The same with a lookup counted on it.
+    pub fn get_counted(&self, ino: Ino) -> Option<Arc<Inode>> {
+        // The entry is held meanwhile, so that it does not leave between the two.
+        let entry = self.inodes.get(&ino.0)?;
+        entry.lookups.fetch_add(1, Ordering::Relaxed);
+        Some(entry.clone())
+    }
+
     /// Finds the inode of `number` or puts the one that `make` builds, and counts `lookups` on it.
     /// `same` decides whether an inode found is the object meant; when it is not, the next number
     /// that `next` names is tried.
@@ -306,7 +322,10 @@ impl Table {
                     }
                 }
                 Slot_::Vacant(entry) => {
-                    let inode = Arc::new(make(Ino(number)));
+                    let mut inode = make(Ino(number));
+                    let next = self.generations.as_ref();
+                    inode.generation = next.map_or(0, |next| next.fetch_add(1, Ordering::Relaxed));
+                    let inode = Arc::new(inode);
                     inode.lookups.store(lookups, Ordering::Relaxed);
                     entry.insert(inode.clone());
                     return inode;
@@ -340,13 +359,17 @@ impl Table {
         }
     }
 
+    fn stays(&self, inode: &Inode) -> bool {
+        self.generations.is_some() && !inode.state.lock().links.is_empty()
+    }
+
     /// Removes an inode nobody holds, and the directories that only it held.
     fn sweep(&self, ino: Ino) {
         let mut idle = vec![ino];
         while let Some(ino) = idle.pop() {
             let mut busy = false;
             let gone = self.inodes.remove_if(&ino.0, |_, inode| {
-                let unknown = ino != Ino::ROOT && inode.lookups() == 0;
+                let unknown = ino != Ino::ROOT && inode.lookups() == 0 && !self.stays(inode);
                 busy = unknown && Arc::strong_count(inode) > 1;
                 unknown && !busy
             });

@@ -21,6 +21,7 @@
 //! | `whiteout`, `origin`, `side`, `workdir` | marks on disk; temporaries |
 //! | `owner`, `identity`, `acl` | who owns what |
 //! | `server`, `session` | the FUSE adapter and the life of a mount |
+//! | `stats` | what serving took |
 //! | `sys` | system calls, and all unsafe code |
 
 pub mod acl;
@@ -47,6 +48,7 @@ mod server;
 mod session;
 mod side;
 mod stack;
+mod stats;
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod whiteout;
@@ -62,6 +64,7 @@ use parking_lot::Mutex;
 pub use error::{Error, Result};
 pub use options::Options;
 pub use session::{Session, mount};
+pub use stats::Counters;
 
 use dirfd::{DirFds, OpenData};
 use inode::{Ino, Inode, State, Table};
@@ -90,6 +93,7 @@ pub struct Overlay {
     watcher: Watcher,
     /// Layers may change behind the mount: nothing is believed for longer than a request.
     live: bool,
+    stats: stats::Stats,
 }
 
 type Watch = Box<dyn Fn(Ino) + Send + Sync>;
@@ -124,7 +128,7 @@ impl Overlay {
         let overlay = Overlay {
             identity: Identity::new(options),
             numbers,
-            table: Table::new(root),
+            table: Table::new(root, options.nfs_export),
             dir_fds,
             open_data: OpenData::new((free / 2).min(8192)),
             open_dirs: DashMap::new(),
@@ -133,6 +137,7 @@ impl Overlay {
             daemon_ids: sys::effective_ids(),
             watcher: Watcher::default(),
             live: options.timeout.is_zero(),
+            stats: stats::Stats::new(),
             options: options.clone(),
             stack,
         };

@@ -74,6 +74,27 @@ impl Overlay {
         }
     }
 
+    /// The object of a file handle, or the directory it is in, with a lookup counted. ESTALE when it
+    /// was deleted or is not known.
+    pub fn lookup_handle(&self, ino: Ino, parent: bool) -> Result<Entry> {
+        let stale = || Error::code("lookup", "", sys::ESTALE);
+        let inode = self.table.get(ino).ok_or_else(stale)?;
+        let link = inode.link();
+        let wanted = match &link {
+            Some(link) if parent => link.parent.ino,
+            None if ino != Ino::ROOT => return Err(stale()),
+            _ => ino,
+        };
+        let inode = self.table.get_counted(wanted).ok_or_else(stale)?;
+        match self.attr(&inode) {
+            Ok(attr) => Ok(Entry { attr }),
+            Err(e) => {
+                self.forget(wanted, 1);
+                Err(e)
+            }
+        }
+    }
+
     /// Gives back `count` lookups of an inode.
     pub fn forget(&self, ino: Ino, count: u64) {
         self.table.forget(ino, count);

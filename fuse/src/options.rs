@@ -15,8 +15,9 @@ mod show;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ pub struct Options {
     pub ino32: bool,
     /// Extended attributes are not supported on the mount.
     pub noxattrs: bool,
+    /// File handles stay good as long as the server runs; its memory grows with the names seen.
+    pub nfs_export: bool,
     /// What goes to the mount call.
     pub mount: MountFlags,
     /// What was not understood, one text each; not part of the `-o` text.
@@ -155,6 +158,8 @@ pub struct MountFlags {
     pub sync: bool,
     /// `dirsync`
     pub dirsync: bool,
+    /// `remount`: the flags of a mount that is there are to change.
+    pub remount: bool,
     /// `allow_other`, `noallow_other`
     pub allow_other: Option<bool>,
     /// `allow_root`
@@ -184,6 +189,13 @@ impl Options {
     /// so defaults go in front.
     pub fn parse(list: impl AsRef<OsStr>) -> Result<Options, OptionError> {
         parse::parse(list.as_ref())
+    }
+
+    /// The single options of a list, as they are written there.
+    pub fn words(list: impl AsRef<OsStr>) -> Vec<OsString> {
+        let words = item::split(list.as_ref().as_bytes()).into_iter();
+        let words = words.filter(|word| !word.is_empty());
+        words.map(|word| OsStr::from_bytes(word).to_owned()).collect()
     }
 
     /// Whether the options make a mount together: a lower, work exactly when there is an
@@ -243,6 +255,7 @@ impl Default for Options {
             noacl: false,
             ino32: false,
             noxattrs: false,
+            nfs_export: false,
             mount: MountFlags::default(),
             warnings: Vec::new(),
         }

@@ -12,11 +12,12 @@ mod requests;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, Errno, InitFlags, KernelConfig, SessionACL};
 
 use crate::error::{Error, Result};
+use crate::stats::{Op, Timed};
 use crate::{Overlay, sys};
 use pool::Pool;
 
@@ -45,12 +46,20 @@ impl Server {
     }
 
     /// Runs `job` here when it is quick, on another thread otherwise.
-    fn dispatch(&self, slow: bool, job: impl FnOnce(&Overlay) + Send + 'static) {
+    fn dispatch(&self, op: Op, slow: bool, job: impl FnOnce(&Overlay) + Send + 'static) {
         if !slow {
-            return job(&self.core);
+            return job(&self.timed(op));
         }
-        let core = self.core.clone();
-        self.pool.run(Box::new(move || job(&core)));
+        let (core, start) = (self.core.clone(), Instant::now());
+        self.pool.run(Box::new(move || {
+            job(&core);
+            core.stats.done(op, start);
+        }));
+    }
+
+    /// The core for one request, which is counted when this goes.
+    fn timed(&self, op: Op) -> Timed<'_> {
+        Timed::new(&self.core, op)
     }
 
     /// Whether changing an object copies much data first.
@@ -69,6 +78,11 @@ impl Server {
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_HAS_IOCTL_DIR;
+        if self.core.options().nfs_export {
+            wanted |= InitFlags::FUSE_EXPORT_SUPPORT;
+        }
+        // The mount may be mounted again with other owners; what makes nothing then tells no owner.
+        wanted |= InitFlags::FUSE_ALLOW_IDMAP;
         if !self.core.options().noacl {
             wanted |= InitFlags::FUSE_POSIX_ACL;
         }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crate::error::{Context, Error, Result};
 use crate::options::Options;
 use crate::server::Serving;
+use crate::stats::Counters;
 use crate::{Overlay, sys};
 
 /// A mount that answers, to be served by [`Session::run`].
@@ -80,23 +81,36 @@ impl Session {
         &self.mountpoint
     }
 
-    /// Serves until unmounted. TERM, INT and HUP unmount; USR1 logs counts. Call it before the
+    /// What serving took so far, to be read at any time, also when the mount is gone.
+    pub fn counters(&self) -> Counters {
+        Counters(self.core.clone())
+    }
+
+    /// Serves until unmounted. TERM, INT and HUP unmount; USR1 logs the counters. Call it before the
     /// process has other threads, since the signals are blocked in those started later only.
     pub fn run(self) -> Result<()> {
-        let Session { inner, core, mountpoint, id } = self;
+        let counters = self.counters();
+        let Session { inner, mountpoint, id, .. } = self;
         sys::block_signals().on("block signals", &mountpoint)?;
         let place = mountpoint.clone();
         let watch = std::thread::Builder::new().name("plyfs-signals".into());
-        watch.spawn(move || watch_signals(&core, &place, id)).on("start thread", &mountpoint)?;
+        watch
+            .spawn(move || watch_signals(&counters, &place, id))
+            .on("start thread", &mountpoint)?;
         sys::fault::arm();
         inner.run().on("serve", &mountpoint)
     }
 }
 
-fn watch_signals(core: &Overlay, mountpoint: &Path, id: Option<u64>) {
+/// The target of the log under which counters are told.
+const REPORT: &str = "plyfs_fuse::stats";
+
+fn watch_signals(counters: &Counters, mountpoint: &Path, id: Option<u64>) {
     loop {
         match sys::wait_signal() {
-            Ok(true) => log::info!("{} inodes known", core.known_inodes()),
+            Ok(true) => {
+                log::info!(target: REPORT, "{}\n{counters}", mountpoint.display());
+            }
             Ok(false) => take_off(mountpoint, id),
             Err(e) => {
                 log::warn!("signals: {e}");

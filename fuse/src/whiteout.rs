@@ -3,7 +3,7 @@
 //! The only room that knows the names of the marks. Every dialect is read, one is written, chosen
 //! at mount: the character device 0:0, `.wh.NAME` files and zero-size files with an
 //! `overlay.whiteout` xattr mean a deleted name; an `overlay.opaque` or `fuseoverlayfs.opaque`
-//! xattr of `y` and a file `.wh..wh..opq` mean an opaque directory (kernel document "overlayfs",
+//! xattr of `y`, a file `.wh..wh..opq` and a device 0:0 `.wh..opq` mean an opaque directory (kernel document "overlayfs",
 //! OCI image specification "layer", and what fuse-overlayfs writes).
 
 use std::ffi::{OsStr, OsString};
@@ -18,6 +18,8 @@ use crate::sys::{self, Stat};
 pub const PREFIX: &[u8] = b".wh.";
 /// The file that makes its directory opaque in AUFS and OCI layers.
 pub const OPAQUE_FILE: &str = ".wh..wh..opq";
+/// The device 0:0 of this name does so too: fuse-overlayfs up to 1.13 leaves it beside the file.
+const OPAQUE_DEVICE: &str = ".wh..opq";
 
 /// Where the overlay keeps its xattrs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,9 +163,13 @@ fn read_mark(marks: &mut Marks, own: bool, key: &[u8], value: Vec<u8>) {
     }
 }
 
-/// Whether a directory holds the opaque file.
+/// Whether a directory holds the opaque file, or the opaque device.
 pub fn has_opaque_file(dir: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(sys::has(dir, OsStr::new(OPAQUE_FILE))?.is_some())
+    Ok(sys::has(dir, OsStr::new(OPAQUE_FILE))?.is_some() || has_opaque_device(dir)?)
+}
+
+fn has_opaque_device(dir: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(sys::has(dir, OsStr::new(OPAQUE_DEVICE))?.is_some_and(|stat| is_device(&stat)))
 }
 
 /// Whether `.wh.NAME` deletes `name` in this directory.
@@ -249,6 +255,9 @@ impl Dialect {
         let Some(dot) = dot_name(name) else {
             return Ok(());
         };
+        if dot == OPAQUE_DEVICE && has_opaque_device(dir)? {
+            return Ok(());
+        }
         match sys::unlink(dir, &dot) {
             Err(e) if sys::errno(&e) != sys::ENOENT => Err(e),
             _ => Ok(()),

@@ -79,6 +79,11 @@ pub(super) fn run(name: &str, arguments: &[OsString]) -> Result<u8, Failure> {
         super::print(format!("{HELP}\n").as_bytes())?;
         return Ok(0);
     }
+    if let Some(target) = &call.target {
+        if mount::remount(&call.lists, Path::new(target))? {
+            return Ok(0);
+        }
+    }
     let no_devices = std::env::var_os(NO_DEVICES).is_some();
     let options = options(&call, name, sys::is_root(), no_devices)?;
     super::start_log(options.mount.debug);

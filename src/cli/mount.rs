@@ -1,7 +1,7 @@
 //! `plyfs mount`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use plyfs_fuse::Options;
@@ -23,7 +23,8 @@ colon, :: starts data-only layers), upperdir, workdir (on the same filesystem as
 userxattr, redirect_dir=on|off|auto|copy, metacopy=on|off, volatile, fsync=0|1, timeout=SECONDS (0 shows
 changes made to the layers from outside), uidmapping, gidmapping, squash_to_root,
 squash_to_uid, squash_to_gid, xattr_permissions=0|1|2, static_nlink, noacl, noxattrs, ro,
-allow_other, and the usual words of mount(8).";
+allow_other, and the usual words of mount(8). -o remount changes ro, nosuid, nodev, noexec, noatime and sync
+of a mount that is there.";
 
 /// Mount directories on top of one another
 #[derive(Debug, clap::Args)]
@@ -35,7 +36,8 @@ pub struct Args {
     /// Serve in this process instead of a detached one
     #[arg(short, long)]
     foreground: bool,
-    /// Tell, when the mount is gone, what serving it took; implies --foreground
+    /// Tell, when the mount is gone, what serving it took; implies --foreground. On USR1 a server logs
+    /// the same at any time
     #[arg(long)]
     stats: bool,
     /// Print what was mounted as one JSON document
@@ -47,6 +49,9 @@ pub struct Args {
 
 /// Mounts; returns when the mount answers, in the foreground when it is gone.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if remount(&args.options, &args.mountpoint)? {
+        return Ok(());
+    }
     let mut options = parse(&join(&args.options)).map_err(Failure::usage)?;
     name(&mut options, "plyfs");
     options.warnings.iter().for_each(|text| super::warn(text));
@@ -64,9 +69,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     };
     if args.foreground || args.stats || options.mount.debug {
         let start = Instant::now();
-        serve::foreground(options.clone(), &mountpoint, || print(std::process::id()))?;
+        let ready = || print(std::process::id());
+        let counters = serve::foreground(options.clone(), &mountpoint, ready)?;
         if args.stats {
             super::tell(&stats(start.elapsed(), &sys::usage()));
+            super::tell(&counters.to_string());
         }
     } else {
         let server = serve::start(options.clone(), &mountpoint, Lifetime::Detached)?;
@@ -83,6 +90,16 @@ fn stats(mounted: Duration, usage: &sys::Usage) -> String {
         usage.system.as_secs_f64(),
         usage.peak_memory as f64 / f64::from(1 << 20),
     )
+}
+
+/// Changes the flags of a mount when the lists ask for that; whether they did.
+pub(super) fn remount(lists: &[OsString], target: &Path) -> crate::Result<bool> {
+    let list = join(lists);
+    if !Options::words(&list).iter().any(|word| word == "remount") {
+        return Ok(false);
+    }
+    crate::mount::remount(target, &list)?.iter().for_each(|text| super::warn(text));
+    Ok(true)
 }
 
 /// One list of several; later options win.

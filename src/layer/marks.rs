@@ -17,8 +17,8 @@ use crate::sys::tree::{self, Kind, Stat};
 pub(super) const PREFIX: &[u8] = b".wh.";
 /// The file that makes its directory opaque.
 pub(super) const OPAQUE_FILE: &str = ".wh..wh..opq";
-/// A device of this name stands beside that file where fuse-overlayfs wrote it, and means nothing
-/// more; a file of this name deletes `.opq`.
+/// A device 0:0 of this name does so too: fuse-overlayfs up to 1.13 leaves it beside that file. A file
+/// of this name deletes `.opq`.
 pub(super) const SECOND_OPAQUE: &str = ".wh..opq";
 
 /// Whose word on moved directories and metadata-only files is taken.

@@ -263,8 +263,7 @@ impl Stack {
     fn has_opaque_file(&self, spot: &Spot) -> Result<bool> {
         let path = spot.dir.join(&spot.name);
         let fd = self.open_dir(spot.layer, &path)?;
-        let file = tree::find(fd, OsStr::new(marks::OPAQUE_FILE)).on("stat", self.path_of(spot))?;
-        Ok(file.is_some())
+        has_opaque_entry(&fd).on("stat", self.path_of(spot))
     }
 
     /// Where the layers below have the object.
@@ -290,14 +289,15 @@ impl Layer {
     fn open(path: &Path, belief: Belief) -> Result<Layer> {
         let fd = tree::open_root(path).on("open", path)?;
         let marks = marks::read(&fd, OsStr::new(""), belief).on("read xattrs", path)?;
-        let file = tree::find(&fd, OsStr::new(marks::OPAQUE_FILE)).on("stat", path)?;
-        Ok(Layer {
-            path: path.to_path_buf(),
-            fd,
-            opaque: marks.opaque || file.is_some(),
-            xattr_whiteouts: marks.xattr_whiteouts,
-        })
+        let opaque = marks.opaque || has_opaque_entry(&fd).on("stat", path)?;
+        Ok(Layer { path: path.to_path_buf(), fd, opaque, xattr_whiteouts: marks.xattr_whiteouts })
     }
+}
+
+/// Whether an entry of the directory says that it is opaque.
+fn has_opaque_entry(dir: &OwnedFd) -> std::io::Result<bool> {
+    let file = tree::find(dir, OsStr::new(marks::OPAQUE_FILE))?;
+    Ok(file.is_some() || is_second_opaque(dir, OsStr::new(marks::SECOND_OPAQUE)))
 }
 
 fn is_second_opaque(dir: &OwnedFd, name: &OsStr) -> bool {

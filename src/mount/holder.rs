@@ -1,9 +1,10 @@
 //! The process that serves a FUSE mount, as far as the kernel tells: on newer kernels the record of an
 //! open `/dev/fuse` names its connection.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use super::table::MountPoint;
 use crate::sys::Other;
@@ -12,6 +13,19 @@ const DEVICE: &str = "/dev/fuse";
 
 /// The server of a mount; `None` when it is not ours to see or the kernel does not tell.
 pub(super) fn server(mount: &MountPoint) -> Option<Other> {
+    find(mount).map(|(other, _)| other)
+}
+
+/// The words of the server's command line; `None` as above.
+pub(super) fn command_line(mount: &MountPoint) -> Option<Vec<OsString>> {
+    let (_held, process) = find(mount)?;
+    let bytes = fs::read(process.join("cmdline")).ok()?;
+    let words = bytes.strip_suffix(b"\0").unwrap_or(&bytes).split(|byte| *byte == 0);
+    Some(words.map(|word| OsString::from_vec(word.to_vec())).collect())
+}
+
+/// The server and its directory of /proc.
+fn find(mount: &MountPoint) -> Option<(Other, PathBuf)> {
     let connection = mount.device.1;
     let processes = fs::read_dir("/proc").ok()?;
     processes.flatten().find_map(|process| {
@@ -22,7 +36,7 @@ pub(super) fn server(mount: &MountPoint) -> Option<Other> {
         let process = process.path();
         // Held before it is looked at, so that it is this one that is waited for.
         let other = Other::open(id).ok()?;
-        serves(&process, connection).then_some(other)
+        serves(&process, connection).then_some((other, process))
     })
 }
 

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use plyfs_fuse::{Options, Session};
+use plyfs_fuse::{Counters, Options, Session};
 
 use crate::error::{Context, Error, Result};
 use crate::sys::{self, Child};
@@ -36,14 +36,17 @@ pub fn absolute(mut options: Options, mountpoint: &Path) -> Result<(Options, Pat
 }
 
 /// Mounts and serves in this process until unmounted; `ready` is called once the mount answers.
+/// Returns what serving took.
 pub fn foreground(
     options: Options,
     mountpoint: &Path,
     ready: impl FnOnce() -> Result<()>,
-) -> Result<()> {
+) -> Result<Counters> {
     let session = prepare(options, mountpoint)?;
+    let counters = session.counters();
     ready()?;
-    Ok(session.run()?)
+    session.run()?;
+    Ok(counters)
 }
 
 /// Mounts and serves in a new process. Returns it once the mount answers.

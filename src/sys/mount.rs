@@ -86,6 +86,46 @@ pub fn unmount(target: &Path, lazily: bool) -> io::Result<()> {
     Ok(rustix::mount::unmount(target, flags)?)
 }
 
+/// The flags that a remount sets, all of them; the rest are cleared.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of mount(2)")]
+pub struct NewFlags {
+    /// `MS_RDONLY`
+    pub read_only: bool,
+    /// `MS_NOSUID`
+    pub nosuid: bool,
+    /// `MS_NODEV`
+    pub nodev: bool,
+    /// `MS_NOEXEC`
+    pub noexec: bool,
+    /// `MS_NOATIME`
+    pub noatime: bool,
+    /// `MS_NODIRATIME`
+    pub nodiratime: bool,
+    /// `MS_SYNCHRONOUS`
+    pub synchronous: bool,
+    /// `MS_DIRSYNC`
+    pub dirsync: bool,
+}
+
+/// Sets the flags of the mount at `target` and of its filesystem.
+pub fn remount(target: &Path, wanted: &NewFlags) -> io::Result<()> {
+    let mut flags = MountFlags::empty();
+    for (set, flag) in [
+        (wanted.read_only, MountFlags::RDONLY),
+        (wanted.nosuid, MountFlags::NOSUID),
+        (wanted.nodev, MountFlags::NODEV),
+        (wanted.noexec, MountFlags::NOEXEC),
+        (wanted.noatime, MountFlags::NOATIME),
+        (wanted.nodiratime, MountFlags::NODIRATIME),
+        (wanted.synchronous, MountFlags::SYNCHRONOUS),
+        (wanted.dirsync, MountFlags::DIRSYNC),
+    ] {
+        flags.set(flag, set);
+    }
+    Ok(rustix::mount::mount_remount(target, flags, c"")?)
+}
+
 /// Makes the mount at `root` the root of our mount namespace and of this process, and lets go of the
 /// old one.
 pub fn pivot_root(root: &Path) -> io::Result<()> {

@@ -85,15 +85,13 @@ impl Walk {
 impl Core {
     /// Opens an overlay of `lowers`, top first.
     pub fn open(lowers: &[PathBuf], upper: PathBuf, work: PathBuf) -> Result<Core, String> {
-        Core::open_writing(Whiteouts::Auto, lowers, upper, work)
+        Core::open_writing(Whiteouts::Auto, (lowers, upper, work))
     }
 
     /// [`Core::open`] with deletions written in a dialect.
     pub fn open_writing(
         whiteouts: Whiteouts,
-        lowers: &[PathBuf],
-        upper: PathBuf,
-        work: PathBuf,
+        (lowers, upper, work): (&[PathBuf], PathBuf, PathBuf),
     ) -> Result<Core, String> {
         let options = Options {
             whiteouts,

@@ -229,3 +229,118 @@ pub fn limit_open_files(soft: u64, hard: u64) -> io::Result<()> {
     // SAFETY: `limit` outlives the call.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }).map(|_| ())
 }
+
+/// What `FS_IOC_FSGETXATTR` tells of an inode (linux/fs.h, `struct fsxattr`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FsXattr {
+    pub flags: u32,
+    pub extent_size: u32,
+    pub extents: u32,
+    pub project: u32,
+    pub cow_extent_size: u32,
+    pub pad: [u8; 8],
+}
+
+/// Asks for the extended attributes of `lsattr -p` and `xfs_io`.
+pub fn fs_xattr(file: impl AsFd) -> io::Result<FsXattr> {
+    const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
+    let mut told = FsXattr::default();
+    // SAFETY: the structure is the one that the request writes.
+    check(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut told) })?;
+    Ok(told)
+}
+
+/// Sets them.
+pub fn set_fs_xattr(file: impl AsFd, wanted: &FsXattr) -> io::Result<()> {
+    const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: the structure is the one that the request reads.
+    check(unsafe { libc::ioctl(fd, FS_IOC_FSSETXATTR, wanted as *const FsXattr) }).map(|_| ())
+}
+
+/// A file handle, as an NFS server hands it out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Handle {
+    bytes: libc::c_uint,
+    kind: libc::c_int,
+    data: [u8; 128],
+}
+
+/// The handle of what is at `path`.
+pub fn handle_of(path: &std::path::Path) -> io::Result<Handle> {
+    let path = CString::new(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()))?;
+    let mut handle = Handle { bytes: 128, kind: 0, data: [0; 128] };
+    let mut mount = 0;
+    // SAFETY: the handle has the room that it announces.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            &raw mut handle,
+            &raw mut mount,
+            0,
+        ) as libc::c_int
+    })?;
+    Ok(handle)
+}
+
+/// Opens the object of a handle on the filesystem of `mount`.
+pub fn open_handle(mount: impl AsFd, handle: &Handle, flags: i32) -> io::Result<std::fs::File> {
+    let (mount, flags) = (mount.as_fd().as_raw_fd(), flags | libc::O_CLOEXEC);
+    // SAFETY: the handle has the bytes that it announces; the new descriptor is owned by nobody.
+    unsafe {
+        let handle = handle as *const Handle;
+        let fd = libc::syscall(libc::SYS_open_by_handle_at, mount, handle, flags) as libc::c_int;
+        Ok(std::os::fd::FromRawFd::from_raw_fd(check(fd)?))
+    }
+}
+
+/// A user namespace in which the ids from 0 are those from `first` of this one.
+pub fn user_namespace(first: u32, count: u32) -> io::Result<std::fs::File> {
+    let mut command = Command::new("sleep");
+    // SAFETY: one system call between fork and exec.
+    unsafe { command.arg("60").pre_exec(|| check(libc::unshare(libc::CLONE_NEWUSER)).map(drop)) };
+    let mut child = command.spawn()?;
+    let made = (|| {
+        for map in ["uid_map", "gid_map"] {
+            std::fs::write(format!("/proc/{}/{map}", child.id()), format!("0 {first} {count}"))?;
+        }
+        std::fs::File::open(format!("/proc/{}/ns/user", child.id()))
+    })();
+    child.kill()?;
+    child.wait()?;
+    made
+}
+
+/// Shows the mount at `from` at `to` too, with owners moved as the user namespace says.
+pub fn mount_idmapped(
+    from: &std::path::Path,
+    to: &std::path::Path,
+    namespace: impl AsFd,
+) -> io::Result<()> {
+    use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(rustix::fs::CWD, from, flags)?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: namespace.as_fd().as_raw_fd() as u64,
+    };
+    // SAFETY: an empty path and a structure of the size that is told.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        ) as libc::c_int
+    })?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&tree, "", rustix::fs::CWD, to, flags)?)
+}

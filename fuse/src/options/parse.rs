@@ -32,7 +32,6 @@ const SWALLOWED: &[&str] = &[
     "mand",
     "max_idle_threads",
     "max_threads",
-    "nfs_export",
     "noauto",
     "noauto_cache",
     "nofail",
@@ -47,7 +46,6 @@ const SWALLOWED: &[&str] = &[
     "nousers",
     "owner",
     "private",
-    "remount",
     "silent",
     "user",
     "users",
@@ -156,6 +154,7 @@ impl Parser {
             "noacl" => options.noacl = item.flag()?,
             "ino32_t" => options.ino32 = item.flag()?,
             "noxattrs" => options.noxattrs = item.flag()?,
+            "nfs_export" => options.nfs_export = item.flag()?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -237,6 +236,7 @@ fn bare_flag(mount: &mut MountFlags, name: &str) -> bool {
         "sync" => mount.sync = true,
         "async" => mount.sync = false,
         "dirsync" => mount.dirsync = true,
+        "remount" => mount.remount = true,
         _ => return false,
     }
     true

@@ -140,6 +140,7 @@ impl List {
         self.word_if(options.noacl, "noacl");
         self.word_if(options.ino32, "ino32_t");
         self.word_if(options.noxattrs, "noxattrs=1");
+        self.word_if(options.nfs_export, "nfs_export=on");
     }
 
     fn mount(&mut self, mount: &MountFlags) {
@@ -156,6 +157,7 @@ impl List {
         self.choice("diratime", mount.diratime);
         self.word_if(mount.sync, "sync");
         self.word_if(mount.dirsync, "dirsync");
+        self.word_if(mount.remount, "remount");
         self.choice("allow_other", mount.allow_other);
         self.word_if(mount.allow_root, "allow_root");
         self.shown("max_write", mount.max_write);

@@ -150,13 +150,14 @@ fn a_podman_list_is_understood_without_a_warning() {
 
 #[test]
 fn options_without_a_meaning_here_are_quiet_and_unknown_ones_warn() {
-    let quiet = "threaded=1,writeback=0,fast_ino=0,noxattrs=0,xino=auto,plugins=,index=on,nfs_export=on,uuid=auto,\
+    let quiet = "threaded=1,writeback=0,fast_ino=0,noxattrs=0,xino=auto,plugins=,index=on,nfs_export=off,uuid=auto,\
                  verity=off,max_idle_threads=4,big_writes,splice_read,no_splice_move,clone_fd,kernel_cache,auto_cache,\
                  remount,defaults,auto,noauto,user=joe,nouser,users,_netdev,nofail,x-systemd.automount,comment=hi,\
                  relatime,async,,rw";
     let options = parse(quiet);
     let mut plain = Options::default();
     plain.mount.atime = Some(true);
+    plain.mount.remount = true;
     assert_eq!(options, plain);
     assert_eq!(
         parse("lowerdir=/a,foo,bar=1,ro=1").warnings,
@@ -326,6 +327,7 @@ fn random_options(random: &mut Random) -> Options {
         noacl: random.flip(),
         ino32: random.flip(),
         noxattrs: random.flip(),
+        nfs_export: random.flip(),
         ..Options::default()
     };
     if random.flip() {

@@ -9,13 +9,15 @@ use fuser::{
 };
 
 use super::{Server, checked, convert, fail};
+use crate::attr::Attr;
 use crate::inode::Ino;
 use crate::namei::Entry;
 use crate::owner::Caller;
 use crate::{Overlay, Result, sys};
 
-/// Numbers are not given to another object while the kernel holds them, so one generation will do.
-pub(super) const GENERATION: Generation = Generation(0);
+pub(super) fn generation(attr: &Attr) -> Generation {
+    Generation(u64::from(attr.generation))
+}
 
 thread_local! {
     /// The buffer of the reads of this thread.
@@ -24,6 +26,15 @@ thread_local! {
 
 pub(super) fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
+}
+
+/// The user who asks. On a mount that takes other owners the kernel names nobody but the maker of a
+/// new object (FUSE_ALLOW_IDMAP); the process tells then, or else it is somebody without privilege.
+pub(super) fn asker(request: &Request) -> u32 {
+    match request.uid() {
+        u32::MAX => sys::user_of(request.pid()).unwrap_or(u32::MAX),
+        uid => uid,
+    }
 }
 
 pub(super) fn ino(ino: INodeNo) -> Ino {
@@ -67,7 +78,9 @@ pub(super) fn reply_read(core: &Overlay, reply: ReplyData, ino: Ino, offset: u64
 impl Server {
     pub(super) fn reply_entry(&self, reply: ReplyEntry, result: Result<Entry>) {
         match checked(result) {
-            Ok(entry) => reply.entry(&self.ttl, &convert::attr(&entry.attr), GENERATION),
+            Ok(Entry { attr }) => {
+                reply.entry(&self.ttl, &convert::attr(&attr), generation(&attr));
+            }
             Err(code) => reply.error(code),
         }
     }
@@ -120,7 +133,7 @@ pub(super) fn reply_listing_plus(
             }
         };
         let (number, next) = (INodeNo(attr.ino.0), at as u64 + 1);
-        if reply.add(number, next, &entry.name, &ttl, &convert::attr(&attr), GENERATION) {
+        if reply.add(number, next, &entry.name, &ttl, &convert::attr(&attr), generation(&attr)) {
             if !is_dot {
                 core.forget(attr.ino, 1);
             }

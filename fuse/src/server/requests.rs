@@ -6,18 +6,20 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, INodeNo,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::reply::{
-    BUFFER, GENERATION, caller, ino, reply_empty, reply_listing, reply_listing_plus, reply_read,
-    reply_write, reply_xattr,
+    BUFFER, asker, caller, generation, ino, reply_empty, reply_listing, reply_listing_plus,
+    reply_read, reply_write, reply_xattr,
 };
 use super::{INLINE_COPY, Server, checked, convert};
 use crate::attr::{Attr, SetAttr};
+use crate::namei::Entry;
+use crate::stats::Op;
 use crate::sys;
 
 impl fuser::Filesystem for Server {
@@ -27,16 +29,21 @@ impl fuser::Filesystem for Server {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.core.lookup(ino(parent), name) {
+        if name == "." || name == ".." {
+            // No name, but how the kernel asks for the object of a file handle.
+            let result = self.timed(Op::Lookup).lookup_handle(ino(parent), name == "..");
+            return self.reply_entry(reply, result);
+        }
+        match self.timed(Op::Lookup).lookup(ino(parent), name) {
             Err(e) if e.errno() == sys::ENOENT && !self.is_live() => {
-                reply.entry(&self.ttl, &convert::attr(&Attr::absent()), GENERATION)
+                reply.entry(&self.ttl, &convert::attr(&Attr::absent()), Generation(0))
             }
             result => self.reply_entry(reply, result),
         }
     }
 
     fn forget(&self, _request: &Request, node: INodeNo, count: u64) {
-        self.core.forget(ino(node), count);
+        self.timed(Op::Forget).forget(ino(node), count);
     }
 
     fn getattr(
@@ -46,7 +53,7 @@ impl fuser::Filesystem for Server {
         _fh: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
-        match checked(self.core.getattr(ino(node))) {
+        match checked(self.timed(Op::Getattr).getattr(ino(node))) {
             Ok(attr) => reply.attr(&self.ttl, &convert::attr(&attr)),
             Err(code) => reply.error(code),
         }
@@ -72,8 +79,11 @@ impl fuser::Filesystem for Server {
     ) {
         let times = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttr { mode, uid, gid, size, atime: times.0, mtime: times.1 };
-        let (caller, ttl) = (caller(request, 0), self.ttl);
-        self.dispatch(self.copies(node), move |core| {
+        let (mut caller, ttl) = (caller(request, 0), self.ttl);
+        if size.is_some() && self.core.may_have_set_id(ino(node)) {
+            caller.uid = asker(request);
+        }
+        self.dispatch(Op::Setattr, self.copies(node), move |core| {
             match checked(core.setattr(caller, ino(node), &set)) {
                 Ok(attr) => reply.attr(&ttl, &convert::attr(&attr)),
                 Err(code) => reply.error(code),
@@ -82,7 +92,7 @@ impl fuser::Filesystem for Server {
     }
 
     fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
-        match checked(self.core.readlink(ino(node))) {
+        match checked(self.timed(Op::Readlink).readlink(ino(node))) {
             Ok(target) => reply.data(target.as_encoded_bytes()),
             Err(code) => reply.error(code),
         }
@@ -100,7 +110,7 @@ impl fuser::Filesystem for Server {
     ) {
         self.reply_entry(
             reply,
-            self.core.mknod(caller(request, umask), ino(parent), name, mode, rdev),
+            self.timed(Op::Mknod).mknod(caller(request, umask), ino(parent), name, mode, rdev),
         );
     }
 
@@ -113,15 +123,18 @@ impl fuser::Filesystem for Server {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        self.reply_entry(reply, self.core.mkdir(caller(request, umask), ino(parent), name, mode));
+        self.reply_entry(
+            reply,
+            self.timed(Op::Mkdir).mkdir(caller(request, umask), ino(parent), name, mode),
+        );
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.core.unlink(ino(parent), name));
+        reply_empty(reply, self.timed(Op::Unlink).unlink(ino(parent), name));
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.core.rmdir(ino(parent), name));
+        reply_empty(reply, self.timed(Op::Rmdir).rmdir(ino(parent), name));
     }
 
     fn symlink(
@@ -132,7 +145,12 @@ impl fuser::Filesystem for Server {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let result = self.core.symlink(caller(request, 0), ino(parent), name, target.as_os_str());
+        let result = self.timed(Op::Symlink).symlink(
+            caller(request, 0),
+            ino(parent),
+            name,
+            target.as_os_str(),
+        );
         self.reply_entry(reply, result);
     }
 
@@ -148,7 +166,7 @@ impl fuser::Filesystem for Server {
     ) {
         let (name, newname) = (name.to_owned(), newname.to_owned());
         let slow = self.core.rename_cost(ino(parent), &name) > INLINE_COPY;
-        self.dispatch(slow, move |core| {
+        self.dispatch(Op::Rename, slow, move |core| {
             let result = core.rename(ino(parent), &name, ino(newparent), &newname, flags.bits());
             reply_empty(reply, result);
         });
@@ -163,16 +181,16 @@ impl fuser::Filesystem for Server {
         reply: ReplyEntry,
     ) {
         let (name, ttl) = (newname.to_owned(), self.ttl);
-        self.dispatch(self.copies(node), move |core| {
+        self.dispatch(Op::Link, self.copies(node), move |core| {
             match checked(core.link(ino(node), ino(newparent), &name)) {
-                Ok(entry) => reply.entry(&ttl, &convert::attr(&entry.attr), GENERATION),
+                Ok(Entry { attr }) => reply.entry(&ttl, &convert::attr(&attr), generation(&attr)),
                 Err(code) => reply.error(code),
             }
         });
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match checked(self.core.open_file(caller(request, 0), ino(node), flags.0)) {
+        match checked(self.timed(Op::Open).open_file(caller(request, 0), ino(node), flags.0)) {
             Ok(()) => reply.opened(FileHandle(0), self.file_flags()),
             Err(code) => reply.error(code),
         }
@@ -188,10 +206,15 @@ impl fuser::Filesystem for Server {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        match checked(self.core.create(caller(request, umask), ino(parent), name, mode)) {
+        match checked(self.timed(Op::Create).create(
+            caller(request, umask),
+            ino(parent),
+            name,
+            mode,
+        )) {
             Ok(entry) => {
-                let attr = convert::attr(&entry.attr);
-                reply.created(&self.ttl, &attr, GENERATION, FileHandle(0), self.file_flags());
+                let (attr, generation) = (convert::attr(&entry.attr), generation(&entry.attr));
+                reply.created(&self.ttl, &attr, generation, FileHandle(0), self.file_flags());
             }
             Err(code) => reply.error(code),
         }
@@ -208,9 +231,10 @@ impl fuser::Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let timed = self.timed(Op::Read);
         let reply = BUFFER.with_borrow_mut(|buffer| {
             buffer.resize(size as usize, 0);
-            match self.core.read_cached(ino(node), offset, buffer) {
+            match timed.read_cached(ino(node), offset, buffer) {
                 Some(count) => {
                     reply.data(&buffer[..count]);
                     None
@@ -219,7 +243,10 @@ impl fuser::Filesystem for Server {
             }
         });
         if let Some(reply) = reply {
-            self.dispatch(true, move |core| reply_read(core, reply, ino(node), offset, size));
+            timed.leave();
+            self.dispatch(Op::Read, true, move |core| {
+                reply_read(core, reply, ino(node), offset, size)
+            });
         }
     }
 
@@ -237,11 +264,11 @@ impl fuser::Filesystem for Server {
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         if !self.copies(node) {
-            let result = self.core.write(ino(node), offset, data, kill);
+            let result = self.timed(Op::Write).write(ino(node), offset, data, kill);
             return reply_write(reply, result.map(|n| n as u64));
         }
         let data = data.to_vec();
-        self.dispatch(true, move |core| {
+        self.dispatch(Op::Write, true, move |core| {
             reply_write(reply, core.write(ino(node), offset, &data, kill).map(|n| n as u64));
         });
     }
@@ -268,7 +295,7 @@ impl fuser::Filesystem for Server {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.core.release(ino(node));
+        self.timed(Op::Release).release(ino(node));
         reply.ok();
     }
 
@@ -280,13 +307,15 @@ impl fuser::Filesystem for Server {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.dispatch(true, move |core| reply_empty(reply, core.fsync(ino(node), datasync)));
+        self.dispatch(Op::Fsync, true, move |core| {
+            reply_empty(reply, core.fsync(ino(node), datasync))
+        });
     }
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
         let flags = if self.is_live() { FopenFlags::empty() } else { flags };
-        match checked(self.core.open_dir(ino(node))) {
+        match checked(self.timed(Op::Opendir).open_dir(ino(node))) {
             Ok(handle) => reply.opened(FileHandle(handle), flags),
             Err(code) => reply.error(code),
         }
@@ -300,7 +329,7 @@ impl fuser::Filesystem for Server {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.dispatch(self.core.listing_is_long(fh.0), move |core| {
+        self.dispatch(Op::Readdir, self.core.listing_is_long(fh.0), move |core| {
             reply_listing(core, reply, fh.0, offset);
         });
     }
@@ -314,7 +343,7 @@ impl fuser::Filesystem for Server {
         reply: ReplyDirectoryPlus,
     ) {
         let (ttl, dir) = (self.ttl, ino(node));
-        self.dispatch(self.core.listing_is_long(fh.0), move |core| {
+        self.dispatch(Op::Readdirplus, self.core.listing_is_long(fh.0), move |core| {
             reply_listing_plus(core, reply, (dir, fh.0, offset), ttl);
         });
     }
@@ -327,7 +356,7 @@ impl fuser::Filesystem for Server {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.core.release_dir(fh.0);
+        self.timed(Op::Releasedir).release_dir(fh.0);
         reply.ok();
     }
 
@@ -339,11 +368,13 @@ impl fuser::Filesystem for Server {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.dispatch(true, move |core| reply_empty(reply, core.fsyncdir(ino(node), datasync)));
+        self.dispatch(Op::Fsyncdir, true, move |core| {
+            reply_empty(reply, core.fsyncdir(ino(node), datasync))
+        });
     }
 
     fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
-        match checked(self.core.statfs()) {
+        match checked(self.timed(Op::Statfs).statfs()) {
             Ok(s) => reply.statfs(
                 s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
             ),
@@ -362,7 +393,7 @@ impl fuser::Filesystem for Server {
         reply: ReplyEmpty,
     ) {
         let (name, value) = (name.to_owned(), value.to_vec());
-        self.dispatch(self.copies(node), move |core| {
+        self.dispatch(Op::Setxattr, self.copies(node), move |core| {
             reply_empty(reply, core.setxattr(ino(node), &name, &value, flags));
         });
     }
@@ -375,16 +406,16 @@ impl fuser::Filesystem for Server {
         size: u32,
         reply: ReplyXattr,
     ) {
-        reply_xattr(reply, size, self.core.getxattr(ino(node), name));
+        reply_xattr(reply, size, self.timed(Op::Getxattr).getxattr(ino(node), name));
     }
 
     fn listxattr(&self, _request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, size, self.core.listxattr(ino(node)));
+        reply_xattr(reply, size, self.timed(Op::Listxattr).listxattr(ino(node)));
     }
 
     fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.dispatch(self.copies(node), move |core| {
+        self.dispatch(Op::Removexattr, self.copies(node), move |core| {
             reply_empty(reply, core.removexattr(ino(node), &name))
         });
     }
@@ -405,7 +436,7 @@ impl fuser::Filesystem for Server {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
-        match checked(self.core.ioctl(ino(node), cmd, in_data, out_size as usize)) {
+        match checked(self.timed(Op::Ioctl).ioctl(ino(node), cmd, in_data, out_size as usize)) {
             Ok(data) => reply.ioctl(0, &data),
             Err(code) => reply.error(code),
         }
@@ -421,7 +452,7 @@ impl fuser::Filesystem for Server {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.dispatch(self.copies(node), move |core| {
+        self.dispatch(Op::Fallocate, self.copies(node), move |core| {
             reply_empty(reply, core.fallocate(ino(node), mode, offset, length));
         });
     }
@@ -435,7 +466,7 @@ impl fuser::Filesystem for Server {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        match checked(self.core.lseek(ino(node), offset, whence)) {
+        match checked(self.timed(Op::Lseek).lseek(ino(node), offset, whence)) {
             Ok(at) => reply.offset(at),
             Err(code) => reply.error(code),
         }
@@ -456,7 +487,7 @@ impl fuser::Filesystem for Server {
     ) {
         // The reply has 32 bits for the count.
         let len = len.min(1 << 30);
-        self.dispatch(len > INLINE_COPY || self.copies(ino_out), move |core| {
+        self.dispatch(Op::CopyFileRange, len > INLINE_COPY || self.copies(ino_out), move |core| {
             reply_write(
                 reply,
                 core.copy_file_range(ino(ino_in), offset_in, ino(ino_out), offset_out, len),
