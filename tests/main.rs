@@ -37,6 +37,7 @@ mod semantics_names;
 mod semantics_nesting;
 mod semantics_open;
 mod semantics_owner;
+mod semantics_record;
 mod semantics_remount;
 mod semantics_rename;
 mod semantics_stats;

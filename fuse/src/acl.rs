@@ -82,6 +82,46 @@ pub fn equivalent_mode(access: &[u8]) -> Result<Equivalent, AclError> {
     Ok(Equivalent { bits: owner << 6 | group << 3 | other, minimal })
 }
 
+/// The ACL with other ids; an id for which there is none is refused. Entries that come to name the
+/// same id become one, which allows what all of them do.
+pub fn map_ids(
+    value: &[u8],
+    user: impl Fn(u32) -> Option<u32>,
+    group: impl Fn(u32) -> Option<u32>,
+) -> Result<Vec<u8>, AclError> {
+    let mut mapped: Vec<Entry> = Vec::new();
+    for mut entry in decode(value)? {
+        let id = match entry.tag {
+            Tag::User => user(entry.id),
+            Tag::Group => group(entry.id),
+            _ => Some(NO_ID),
+        };
+        entry.id = id.ok_or(AclError("entry of an id without a counterpart"))?;
+        match mapped.iter_mut().find(|known| (known.tag, known.id) == (entry.tag, entry.id)) {
+            Some(known) => known.permissions &= entry.permissions,
+            None => mapped.push(entry),
+        }
+    }
+    Ok(encode(&mapped))
+}
+
+/// The access ACL that stands for this mode: what chmod(2) makes of it.
+pub fn with_mode(access: &[u8], mode: u32) -> Result<Vec<u8>, AclError> {
+    let mut entries = decode(access)?;
+    let has_mask = entries.iter().any(|entry| entry.tag == Tag::Mask);
+    for entry in &mut entries {
+        let shift = match entry.tag {
+            Tag::UserObj => 6,
+            Tag::GroupObj if !has_mask => 3,
+            Tag::Mask => 3,
+            Tag::Other => 0,
+            Tag::GroupObj | Tag::User | Tag::Group => continue,
+        };
+        entry.permissions = (mode >> shift) & 7;
+    }
+    Ok(encode(&entries))
+}
+
 /// Tags of linux/posix_acl.h; the order of the numbers is the order of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Tag {

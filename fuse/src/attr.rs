@@ -105,6 +105,23 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
 }
 
+impl SetAttr {
+    /// Whether nothing is to change but what falls with a change: the kernel asks for that before
+    /// fallocate(2) and the like, and for a chown(2) that names no id (`FUSE_HANDLE_KILLPRIV_V2`).
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.mode.is_none()
+            && self.size.is_none()
+            && (self.uid.is_none() && self.gid.is_none())
+            && (self.atime.is_none() && self.mtime.is_none())
+    }
+}
+
+/// A mode without the set-user-id bit, and without the set-group-id bit if the group may execute.
+pub(crate) fn without_set_id(mode: u32) -> u32 {
+    let group = if mode & 0o010 != 0 { sys::S_ISGID } else { 0 };
+    mode & !(sys::S_ISUID | group)
+}
+
 /// What statfs(2) shows.
 pub type Statfs = FsStat;
 
@@ -194,8 +211,12 @@ impl Overlay {
         if let Some(size) = set.size {
             self.truncate(caller, &inode, size)?;
         }
+        let mut set = *set;
+        if set.is_nothing() && !inode.is_dir() {
+            set.mode = self.fallen_mode(caller, &inode)?;
+        }
         if set.uid.is_some() || set.gid.is_some() || set.mode.is_some() {
-            self.set_owner_and_mode(&inode, set)?;
+            self.set_owner_and_mode(&inode, &set)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
             let times = NewTimes { atime: set.atime, mtime: set.mtime };
@@ -203,6 +224,16 @@ impl Overlay {
                 .on("set times", inode.path())?;
         }
         self.attr(&inode)
+    }
+
+    /// The mode that a change of nothing leaves, if it is another. Who may neither chmod the file nor
+    /// write to it takes no bit away: the kernel has anybody ask by a chown(2) that names no id.
+    fn fallen_mode(&self, caller: Caller, inode: &Arc<Inode>) -> Result<Option<u32>> {
+        let attr = self.attr(inode)?;
+        let writes = if caller.gid == attr.gid { 0o020 } else { 0o002 };
+        let may = caller.uid == 0 || caller.uid == attr.uid || attr.mode & writes != 0;
+        let mode = attr.mode & 0o7777;
+        Ok(Some(without_set_id(mode)).filter(|fallen| may && *fallen != mode))
     }
 
     fn truncate(&self, caller: Caller, inode: &Arc<Inode>, size: u64) -> Result<()> {

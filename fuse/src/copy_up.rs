@@ -144,13 +144,11 @@ impl Overlay {
             sys::S_IFREG => metacopy = self.build_file(temp, source, depth)?,
             sys::S_IFDIR => sys::mkdir(dir, name, 0o700)?,
             sys::S_IFLNK => sys::symlink(dir, name, &sys::readlink(&*source.dir, &source.name)?)?,
-            _ => sys::mknod(dir, name, stat.mode & sys::S_IFMT | 0o600, stat.rdev)?,
+            kind => self.make_special(dir, name, (kind | 0o600, stat.rdev))?,
         }
-        self.copy_owner(dir, name, stat)?;
-        if stat.kind() != sys::S_IFLNK {
-            sys::chmod(dir, name, stat.mode)?;
-        }
-        xattr::copy((source.dir.as_fd(), &source.name), (dir, name))?;
+        let from = (source.dir.as_fd(), &*source.name);
+        self.copy_owner(from, (dir, name), stat)?;
+        xattr::copy(from, (dir, name), self.options.xattr_permissions, stat.is_dir())?;
         if let Some(origin) = &source.origin {
             self.write_origin(dir, name, origin)?;
         }
@@ -194,19 +192,6 @@ impl Overlay {
             }
         }
         Ok(false)
-    }
-
-    /// Sets owner and group as the lower object has them. An id that has no name in our user
-    /// namespace cannot be set; where such ids are shown as another one, that one is stored.
-    fn copy_owner(&self, dir: BorrowedFd<'_>, name: &OsStr, stat: &Stat) -> io::Result<()> {
-        let (uid, gid) = self.identity.copied_owner(stat.uid, stat.gid);
-        if (uid, gid) == self.daemon_ids {
-            return Ok(());
-        }
-        match sys::chown(dir, name, Some(uid), Some(gid)) {
-            Err(_) if self.identity.ignores_chown_errors() => Ok(()),
-            other => other,
-        }
     }
 
     pub(crate) fn write_origin(

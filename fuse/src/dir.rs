@@ -22,6 +22,7 @@ use crate::Overlay;
 use crate::acl;
 use crate::attr::{decode_dev, encode_dev};
 use crate::error::{Context, Error, Result};
+use crate::identity::{disk_acl, disk_mode};
 use crate::inode::{Data, Ino, Inode, State, UpperAt};
 use crate::namei::{Entry, Found, View, check_name};
 use crate::owner::Caller;
@@ -162,7 +163,7 @@ impl Overlay {
         let mut birth = self.birth(caller, &parent, &held, new)?;
         birth.direct &= !aside;
         let file = if birth.direct {
-            make_node(held.fd.as_fd(), name, new.node, birth.mode).on("create", name)?
+            self.make_node(held.fd.as_fd(), name, new.node, &birth).on("create", name)?
         } else {
             self.inherit(&held, new.node, &mut birth)?;
             self.make_aside(&held, name, (new.node, place), &birth)?
@@ -281,7 +282,7 @@ impl Overlay {
     ) -> Result<Option<OwnedFd>> {
         let upper = self.writable("create")?;
         let temp = upper.work.temp();
-        let file = make_node(temp.dir(), temp.name(), node, birth.mode).on("create", name)?;
+        let file = self.make_node(temp.dir(), temp.name(), node, birth).on("create", name)?;
         self.dress(temp.dir(), temp.name(), node, birth).on("create", name)?;
         let (at, to) = (temp.dir(), held.fd.as_fd());
         if !is_dir(node) {
@@ -321,7 +322,7 @@ impl Overlay {
                 Node::Symlink(_) => (sys::S_IFLNK, 0),
             };
             self.write_override(dir, name, (birth.uid, birth.gid), (kind | birth.mode, rdev))?;
-            return dress_acl(dir, name, birth);
+            return dress_acl(dir, name, birth, |acl| disk_acl(acl, is_dir(node)));
         }
         if (birth.uid, birth.gid) != self.daemon_ids {
             let owned = sys::chown(dir, name, Some(birth.uid), Some(birth.gid));
@@ -333,7 +334,29 @@ impl Overlay {
             return Ok(());
         }
         sys::chmod(dir, name, birth.mode)?;
-        dress_acl(dir, name, birth)
+        dress_acl(dir, name, birth, |acl| acl)
+    }
+
+    fn make_node(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        node: Node<'_>,
+        birth: &Birth,
+    ) -> io::Result<Option<OwnedFd>> {
+        let mode = self.made_mode(birth, is_dir(node));
+        match node {
+            Node::File => return sys::open_new(dir, name, mode).map(Some),
+            Node::Dir => sys::mkdir(dir, name, mode)?,
+            Node::Special { kind, rdev } => self.make_special(dir, name, (kind | mode, rdev))?,
+            Node::Symlink(target) => sys::symlink(dir, name, target)?,
+        }
+        Ok(None)
+    }
+
+    /// The mode an object is made with on disk.
+    fn made_mode(&self, birth: &Birth, is_dir: bool) -> u32 {
+        if self.identity.uses_override() { disk_mode(birth.mode, is_dir) } else { birth.mode }
     }
 
     /// Makes a file without a name and opens it; pair with [`Overlay::release`].
@@ -344,7 +367,8 @@ impl Overlay {
         let mut birth = self.birth(caller, &parent, &held, New { node: Node::File, mode })?;
         self.inherit(&held, Node::File, &mut birth)?;
         drop(held);
-        let file = sys::open_unnamed(upper.work.dir(), birth.mode).on("tmpfile", "")?;
+        let made = sys::open_unnamed(upper.work.dir(), self.made_mode(&birth, false));
+        let file = made.on("tmpfile", "")?;
         self.dress(file.as_fd(), OsStr::new(""), Node::File, &birth).on("tmpfile", "")?;
         let pin = sys::reopen(&file, sys::O_PATH).on("tmpfile", "")?;
         let stat = sys::fstat(&pin).on("tmpfile", "")?;
@@ -397,9 +421,15 @@ impl Held<'_> {
 }
 
 /// Sets the ACLs an object inherits.
-fn dress_acl(dir: BorrowedFd<'_>, name: &OsStr, birth: &Birth) -> io::Result<()> {
+fn dress_acl(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    birth: &Birth,
+    disk: impl Fn(Vec<u8>) -> Vec<u8>,
+) -> io::Result<()> {
     let Some(acl) = &birth.acl else { return Ok(()) };
-    for (key, value) in [(acl::ACCESS, &acl.access), (acl::DEFAULT, &acl.default)] {
+    let access = acl.access.clone().map(disk);
+    for (key, value) in [(acl::ACCESS, &access), (acl::DEFAULT, &acl.default)] {
         if let Some(value) = value {
             sys::set_xattr(dir, name, OsStr::new(key), value, 0)?;
         }
@@ -420,21 +450,6 @@ fn rename_new(temp: &Temp<'_>, dir: BorrowedFd<'_>, name: &OsStr, flags: u32) ->
         }
         other => other,
     }
-}
-
-fn make_node(
-    dir: BorrowedFd<'_>,
-    name: &OsStr,
-    node: Node<'_>,
-    mode: u32,
-) -> io::Result<Option<OwnedFd>> {
-    match node {
-        Node::File => return sys::open_new(dir, name, mode).map(Some),
-        Node::Dir => sys::mkdir(dir, name, mode)?,
-        Node::Special { kind, rdev } => sys::mknod(dir, name, kind | mode & 0o7777, rdev)?,
-        Node::Symlink(target) => sys::symlink(dir, name, target)?,
-    }
-    Ok(None)
 }
 
 /// Removes what a rename left in the work directory; it is garbage, so a failure only waits for the

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::Overlay;
+use crate::attr::without_set_id;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Data, Ino, Inode, UpperAt};
 use crate::owner::Caller;
@@ -165,13 +166,9 @@ impl Overlay {
         if inode.plain_mode.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let attr = self.attr(inode)?;
-        let mut drop_bits = attr.mode & sys::S_ISUID;
-        if attr.mode & 0o010 != 0 {
-            drop_bits |= attr.mode & sys::S_ISGID;
-        }
-        if drop_bits != 0 {
-            let mode = attr.mode & !drop_bits & 0o7777;
+        let before = self.attr(inode)?.mode & 0o7777;
+        let mode = without_set_id(before);
+        if mode != before {
             if self.identity.uses_override() {
                 let set = crate::attr::SetAttr { mode: Some(mode), ..Default::default() };
                 self.set_override(inode, &set)?;

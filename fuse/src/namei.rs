@@ -228,7 +228,7 @@ impl Overlay {
         let pinned = self.table.get(Ino(found.number));
         let pinned = pinned.filter(|known| is_pinned_to(known, &found.stat));
         let same = |known: &Arc<Inode>| {
-            known.kind == kind
+            self.same_kind(known.kind, kind)
                 && (known.has_link(parent, name)
                     || (kind != sys::S_IFDIR
                         && known.ino.0 == found.number

@@ -9,6 +9,7 @@ mod record;
 
 use std::fmt;
 
+use crate::acl::{self, AclError};
 use crate::options::{IdMap, Options, XattrPermissions};
 
 pub use record::{
@@ -126,6 +127,22 @@ impl Identity {
     /// except that with squashing the one id is stored.
     pub fn copied_owner(&self, uid: u32, gid: u32) -> (u32, u32) {
         (self.uid.copied(uid), self.gid.copied(gid))
+    }
+
+    /// An ACL as presented, for one on disk.
+    pub fn present_acl(&self, value: &[u8]) -> Result<Vec<u8>, AclError> {
+        if self.uid.trivial && self.gid.trivial {
+            return Ok(value.to_vec());
+        }
+        acl::map_ids(value, |id| Some(self.uid.present(id)), |id| Some(self.gid.present(id)))
+    }
+
+    /// An ACL on disk, for one as presented.
+    pub fn store_acl(&self, value: &[u8]) -> Result<Vec<u8>, AclError> {
+        if self.uid.trivial && self.gid.trivial {
+            return Ok(value.to_vec());
+        }
+        acl::map_ids(value, |id| self.uid.store(id).ok(), |id| self.gid.store(id).ok())
     }
 
     /// Whether a refused change of owner counts as done: squashing shows one owner anyway.

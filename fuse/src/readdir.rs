@@ -207,11 +207,13 @@ impl Overlay {
                 return Ok(None);
             };
             let ino = Ino(found.number);
-            return Ok(Some(DirEntry { ino, kind: found.stat.kind(), name: entry.name.clone() }));
+            let kind = self.shown_kind((layer.dir.as_fd(), &entry.name), found.stat.kind())?;
+            return Ok(Some(DirEntry { ino, kind, name: entry.name.clone() }));
         }
         let known = self.table.number_of_copy(dev, entry.ino).filter(|_| layer.upper);
         let ino = Ino(known.unwrap_or_else(|| self.numbers.of(dev, entry.ino)));
-        Ok(Some(DirEntry { ino, kind: entry.kind, name: entry.name.clone() }))
+        let kind = self.shown_kind((layer.dir.as_fd(), &entry.name), entry.kind)?;
+        Ok(Some(DirEntry { ino, kind, name: entry.name.clone() }))
     }
 
     /// Whether a directory shows no name at all.

@@ -25,8 +25,8 @@ pub use fs::{
 pub use handle::{FileHandle, file_handle, fs_uuid};
 pub use layer::{clone_tree, lock_dir, mount_fuse, open_device, open_root, unmount_lazily};
 pub use process::{
-    block_signals, effective_ids, in_initial_user_namespace, inode_ioctl, ioctl_changes,
-    raise_nofile, random_u64, recv_fd, set_umask, socket_pair, user_of, wait_signal,
+    block_signals, effective_ids, ids_of, in_initial_user_namespace, inode_ioctl, ioctl_changes,
+    raise_nofile, random_u64, recv_fd, set_umask, socket_pair, wait_signal,
 };
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 

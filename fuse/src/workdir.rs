@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::acl;
 use crate::error::{Context, Error, Result};
 use crate::sys;
 
@@ -50,6 +51,7 @@ impl Workdir {
     pub(crate) fn open(root: OwnedFd, path: &Path) -> Result<Workdir> {
         let scratch = make_dir(root.as_fd(), SCRATCH).on("open work directory", path)?;
         check_volatile(scratch.as_fd(), path)?;
+        disinherit(scratch.as_fd()).on("open work directory", path)?;
         let work = Workdir {
             root,
             scratch,
@@ -197,6 +199,18 @@ fn make_dir(parent: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
         _ => {}
     }
     sys::open(parent, name, sys::O_PATH | sys::O_DIRECTORY)
+}
+
+/// Takes from the scratch folder what it would hand down to the objects built in it: a default ACL and
+/// the group of a set-group-id directory. Those come from the directory an object is made for.
+fn disinherit(scratch: BorrowedFd<'_>) -> io::Result<()> {
+    let top = OsStr::new("");
+    match sys::remove_xattr(scratch, top, OsStr::new(acl::DEFAULT)) {
+        Err(e) if !matches!(sys::errno(&e), sys::ENODATA | sys::EOPNOTSUPP) => return Err(e),
+        _ => {}
+    }
+    let mode = sys::fstat(scratch)?.mode;
+    if mode & sys::S_ISGID != 0 { sys::chmod(scratch, top, mode & 0o777) } else { Ok(()) }
 }
 
 /// Removes a name with everything below it. A directory that its owner may not enter (the kernel

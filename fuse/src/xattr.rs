@@ -14,7 +14,9 @@ use std::sync::Arc;
 use crate::Overlay;
 use crate::acl;
 use crate::error::{Context, Error, Result};
+use crate::identity::disk_acl;
 use crate::inode::{Ino, Inode};
+use crate::options::XattrPermissions;
 use crate::owner::{shown_xattr, stored_xattr};
 use crate::sys;
 
@@ -47,9 +49,15 @@ fn is_reserved(key: &[u8]) -> bool {
     key.starts_with(b"user.fuseoverlayfs.") || key.starts_with(b"trusted.fuseoverlayfs.")
 }
 
-/// Copies all xattrs but the overlay's own. What the filesystem or our privilege does not allow is
+/// Copies all xattrs but the overlay's own; where owners are kept in the override record, neither
+/// the record nor what the mount does not show, and an ACL as [`disk_acl`] has it. What the filesystem or our privilege does not allow is
 /// left out only where nothing can depend on it: labels of a security module and `trusted.*`.
-pub(crate) fn copy(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr)) -> io::Result<()> {
+pub(crate) fn copy(
+    from: (BorrowedFd<'_>, &OsStr),
+    to: (BorrowedFd<'_>, &OsStr),
+    records: XattrPermissions,
+    is_dir: bool,
+) -> io::Result<()> {
     for key in sys::list_xattr(from.0, from.1)? {
         if SPACES
             .iter()
@@ -58,9 +66,13 @@ pub(crate) fn copy(from: (BorrowedFd<'_>, &OsStr), to: (BorrowedFd<'_>, &OsStr))
             continue;
         }
         let name = OsStr::from_bytes(&key);
-        let Some(value) = sys::get_xattr(from.0, from.1, name)? else {
+        let kept = records == XattrPermissions::Off || shown_xattr(records, name).is_some();
+        let Some(mut value) = sys::get_xattr(from.0, from.1, name)?.filter(|_| kept) else {
             continue;
         };
+        if records != XattrPermissions::Off && name == acl::ACCESS {
+            value = disk_acl(value, is_dir);
+        }
         let optional = key.starts_with(b"trusted.")
             || (key.starts_with(b"security.") && key != b"security.capability");
         let needed = key.starts_with(b"system.") || key == b"security.capability";
@@ -80,7 +92,9 @@ impl Overlay {
         let inode = self.inode(ino, "getxattr")?;
         let stored = self.stored_key(key, sys::ENODATA)?;
         let value = self.at(&inode, |dir, name| sys::get_xattr(dir, name, &stored));
-        value.on("getxattr", key)?.ok_or_else(|| Error::code("getxattr", key, sys::ENODATA))
+        let value =
+            value.on("getxattr", key)?.ok_or_else(|| Error::code("getxattr", key, sys::ENODATA))?;
+        if is_acl(key) { self.shown_acl(&inode, key, value) } else { Ok(value) }
     }
 
     /// Names of all xattrs, each ended by NUL.
@@ -113,9 +127,13 @@ impl Overlay {
     pub fn setxattr(&self, ino: Ino, key: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         let inode = self.inode(ino, "setxattr")?;
         let stored = self.stored_key(key, sys::EPERM)?;
-        self.copy_up(&inode)?;
-        self.at(&inode, |dir, name| sys::set_xattr(dir, name, &stored, value, flags))
-            .on("setxattr", key)?;
+        if is_acl(key) && !self.identity.is_trivial() {
+            self.set_acl(&inode, key, value, flags)?;
+        } else {
+            self.copy_up(&inode)?;
+            self.at(&inode, |dir, name| sys::set_xattr(dir, name, &stored, value, flags))
+                .on("setxattr", key)?;
+        }
         self.xattr_changed(&inode, key);
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Vectors: default ACLs set with setfacl, and what ext4 gave files made below them.
 
-use super::{AclError, Equivalent, equivalent_mode, inherit};
+use super::{AclError, Equivalent, equivalent_mode, inherit, map_ids, with_mode};
 
 /// Version, then `u::` and so on.
 fn acl(entries: &str) -> Vec<u8> {
@@ -106,4 +106,27 @@ fn what_is_not_an_acl_is_refused() {
     }
     assert_eq!(equivalent_mode(&[2, 0, 0]), Err(AclError("too short")));
     assert_eq!(equivalent_mode(&[1, 0, 0, 0]), Err(AclError("unknown version")));
+}
+
+#[test]
+fn ids_are_mapped_and_entries_of_one_id_become_one() {
+    let two = "01000700ffffffff 02000600e8030000 02000500e9030000 04000500ffffffff \
+               08000700e8030000 10000700ffffffff 20000000ffffffff";
+    let moved = "01000700ffffffff 02000600ea030000 02000500eb030000 04000500ffffffff \
+                 08000700e7030000 10000700ffffffff 20000000ffffffff";
+    let one = "01000700ffffffff 0200040005000000 04000500ffffffff \
+               0800070006000000 10000700ffffffff 20000000ffffffff";
+    let add = |id: u32| id.checked_add(2);
+    assert_eq!(map_ids(&acl(two), add, |id| Some(id - 1)), Ok(acl(moved)));
+    assert_eq!(map_ids(&acl(two), |_| Some(5), |_| Some(6)), Ok(acl(one)));
+    assert!(map_ids(&acl(two), |id| Some(id).filter(|id| *id == 1000), Some).is_err());
+    assert_eq!(map_ids(&acl(PLAIN), |_| None, |_| None), Ok(acl(PLAIN)));
+}
+
+#[test]
+fn a_mode_goes_to_the_mask_or_to_the_group() {
+    let masked = "01000600ffffffff 04000700ffffffff 10000000ffffffff 20000400ffffffff";
+    let plain = "01000600ffffffff 04000000ffffffff 20000400ffffffff";
+    assert_eq!(with_mode(&acl(MASKED), 0o4604), Ok(acl(masked)));
+    assert_eq!(with_mode(&acl(PLAIN), 0o4604), Ok(acl(plain)));
 }

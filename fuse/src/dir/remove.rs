@@ -183,7 +183,9 @@ impl Overlay {
         loop {
             let inode = self.table.get(Ino(number))?;
             let linked = !inode.is_dir() && many && number == found.number;
-            if inode.kind == found.stat.kind() && (inode.has_link(parent, name) || linked) {
+            if self.same_kind(inode.kind, found.stat.kind())
+                && (inode.has_link(parent, name) || linked)
+            {
                 return Some(inode);
             }
             number = self.numbers.other(number, salt);

@@ -45,9 +45,9 @@ impl Overlay {
             sys::mkdir(temp.dir(), temp.name(), 0o700)?;
             upper.dialect.set_opaque(temp.dir(), temp.name())?;
             let stat = sys::fstat(&inside)?;
-            sys::chown(temp.dir(), temp.name(), Some(stat.uid), Some(stat.gid))?;
-            sys::chmod(temp.dir(), temp.name(), stat.mode)?;
-            crate::xattr::copy((inside.as_fd(), OsStr::new("")), (temp.dir(), temp.name()))?;
+            let (from, to) = ((inside.as_fd(), OsStr::new("")), (temp.dir(), temp.name()));
+            self.copy_owner(from, to, &stat)?;
+            crate::xattr::copy(from, to, self.options.xattr_permissions, true)?;
             if let Some(origin) = self.origin_below(inode, &inside)? {
                 self.write_origin(temp.dir(), temp.name(), &origin)?;
             }

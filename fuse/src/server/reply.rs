@@ -30,11 +30,13 @@ pub(super) fn caller(request: &Request, umask: u32) -> Caller {
 
 /// The user who asks. On a mount that takes other owners the kernel names nobody but the maker of a
 /// new object (FUSE_ALLOW_IDMAP); the process tells then, or else it is somebody without privilege.
-pub(super) fn asker(request: &Request) -> u32 {
-    match request.uid() {
-        u32::MAX => sys::user_of(request.pid()).unwrap_or(u32::MAX),
-        uid => uid,
+pub(super) fn asker(request: &Request) -> Caller {
+    let told = caller(request, 0);
+    if told.uid != u32::MAX {
+        return told;
     }
+    let (uid, gid) = sys::ids_of(request.pid()).unwrap_or((u32::MAX, u32::MAX));
+    Caller { uid, gid, ..told }
 }
 
 pub(super) fn ino(ino: INodeNo) -> Ino {

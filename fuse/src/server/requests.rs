@@ -80,8 +80,8 @@ impl fuser::Filesystem for Server {
         let times = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttr { mode, uid, gid, size, atime: times.0, mtime: times.1 };
         let (mut caller, ttl) = (caller(request, 0), self.ttl);
-        if size.is_some() && self.core.may_have_set_id(ino(node)) {
-            caller.uid = asker(request);
+        if (size.is_some() || set.is_nothing()) && self.core.may_have_set_id(ino(node)) {
+            caller = asker(request);
         }
         self.dispatch(Op::Setattr, self.copies(node), move |core| {
             match checked(core.setattr(caller, ino(node), &set)) {

@@ -60,12 +60,15 @@ pub fn effective_ids() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
 
-/// The user a process acts as on files, as our user namespace names him (proc(5), status); `None`
-/// when it is not ours to see.
-pub fn user_of(process: u32) -> Option<u32> {
+/// User and group a process acts as on files, as our user namespace names them (proc(5), status);
+/// `None` when it is not ours to see.
+pub fn ids_of(process: u32) -> Option<(u32, u32)> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_whitespace().nth(3)?.parse().ok()
+    let id = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.split_whitespace().nth(3)?.parse().ok()
+    };
+    Some((id("Uid:")?, id("Gid:")?))
 }
 
 /// Whether this process is in the initial user namespace, where trusted.* xattrs can be had.
