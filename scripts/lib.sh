@@ -69,6 +69,7 @@ plyfs_binary() {
 # The lock is shared by every script that uses the account; the last one out removes it.
 ordinary_user() {
     [ "$mode" = root ] || return 0
+    mkdir -p /run/lock
     exec {user_lock}>/run/lock/plyfs-test-user
     flock -s "$user_lock"
     if ! id "$test_user" >/dev/null 2>&1; then
