@@ -16,6 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, panic_any, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::common::needs::Need;
 pub use backend::Backend;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -116,6 +117,13 @@ pub fn run(case: &Case, body: fn(&Test)) {
         return skipped(name, "root");
     }
     let backend = Backend::chosen();
+    if case.mode == Mode::Rootless && !Need::AnyUserNs.met() {
+        return skipped(name, "user namespaces");
+    }
+    let device = || std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    if backend != Backend::Kernel && device().is_err() {
+        return skipped(name, "/dev/fuse, readable and writable");
+    }
     match (case.cannot, backend) {
         (KernelCannot::NoDaemon, Backend::Kernel) => return skipped(name, "a daemon"),
         (KernelCannot::OnlyPlyfs, Backend::Kernel | Backend::FuseOverlayfs) => {

@@ -16,18 +16,21 @@ pub enum Need {
     UserNs,
     /// The kernel's overlay mounts here, in the mode that fits the privilege.
     KernelOverlay,
+    /// User namespaces can be made, whatever ids they map.
+    AnyUserNs,
 }
 
 impl Need {
     /// Whether it is there.
     pub fn met(self) -> bool {
-        static FOUND: [OnceLock<bool>; 4] = [const { OnceLock::new() }; 4];
+        static FOUND: [OnceLock<bool>; 5] = [const { OnceLock::new() }; 5];
         *FOUND[self as usize].get_or_init(|| match self {
             Need::Fuse => fuse(),
             Need::Root => super::model::Who::me().privileged,
             // An ordinary user maps one id only, and the kit's files have several owners.
             Need::UserNs => user_namespaces() && rustix::process::geteuid().is_root(),
             Need::KernelOverlay => kernel_overlay(),
+            Need::AnyUserNs => user_namespaces(),
         })
     }
 
@@ -37,6 +40,7 @@ impl Need {
             Need::Root => "Root (of the host)",
             Need::UserNs => "UserNs (a user namespace with a range of ids, which root maps)",
             Need::KernelOverlay => "KernelOverlay (the kernel's overlay filesystem)",
+            Need::AnyUserNs => "AnyUserNs (user namespaces)",
         }
     }
 }
