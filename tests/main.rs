@@ -17,6 +17,7 @@ mod common;
 mod doctor;
 mod faults;
 mod layer_changes;
+mod overlay_bulk;
 mod overlay_model;
 mod overlay_stress;
 mod semantics_acl;

@@ -149,7 +149,7 @@ impl Overlay {
     pub(crate) fn attr(&self, inode: &Arc<Inode>) -> Result<Attr> {
         let (stat, over) = self
             .at(inode, |dir, name| Ok((sys::stat(dir, name)?, self.read_override(dir, name)?)))
-            .on("stat", inode.path())?;
+            .at("stat", || inode.path())?;
         let mut attr = self.raw(inode, &stat);
         if let Some(over) = over {
             over.apply(&mut attr);

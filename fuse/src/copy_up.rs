@@ -42,7 +42,7 @@ struct Source {
     dir: Arc<OwnedFd>,
     name: std::ffi::OsString,
     stat: Stat,
-    /// Where the lower layers have the object, as a redirect says it.
+    /// Where the lower layers have the object, as a redirect says it, if it may become a metacopy.
     path: Option<std::path::PathBuf>,
     /// Where the data of a file is: the file itself, or what a metacopy stands for.
     data: Option<LowerFile>,
@@ -107,14 +107,14 @@ impl Overlay {
         if is_raised(inode, depth) {
             return Ok(());
         }
-        let path = inode.path();
+        let path = || inode.path();
         if inode.is_upper() {
-            return self.fill(inode).on("copy up data", path);
+            return self.fill(inode).at("copy up data", path);
         }
-        let source = self.source(inode).on("copy up", &path)?;
+        let source = self.source(inode).at("copy up", path)?;
         let temp = upper.work.temp();
-        let metacopy = self.build(&temp, &source, depth).on("copy up", &path)?;
-        self.publish(inode, temp, &source, metacopy).on("copy up", &path)?;
+        let metacopy = self.build(&temp, &source, depth).at("copy up", path)?;
+        self.publish(inode, temp, &source, metacopy).at("copy up", path)?;
         self.stats.copied_up();
         Ok(())
     }
@@ -132,7 +132,8 @@ impl Overlay {
         };
         let stat = sys::stat(&*dir, &name)?;
         let origin = self.origin_of(dir.as_fd(), &name, stat.dev);
-        let path = inode.link().map(|link| self.lower_path(&link.parent).join(&*link.name));
+        let link = inode.link().filter(|_| self.may_metacopy(&stat));
+        let path = link.map(|link| self.lower_path(&link.parent).join(&*link.name));
         Ok(Source { dir, name, stat, path, data, origin })
     }
 
@@ -169,7 +170,7 @@ impl Overlay {
     fn build_file(&self, temp: &Temp<'_>, source: &Source, depth: Depth) -> io::Result<bool> {
         let file = sys::open_new(temp.dir(), temp.name(), 0o600)?;
         let path = source.path.as_ref().filter(|_| depth == Depth::Attributes);
-        if let Some(path) = path.filter(|_| self.may_metacopy(&source.stat)) {
+        if let Some(path) = path {
             if self.mark_metacopy(temp.dir(), temp.name(), path)? {
                 sys::truncate(&file, source.stat.size)?;
                 return Ok(true);

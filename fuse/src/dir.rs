@@ -29,7 +29,7 @@ use crate::owner::Caller;
 use crate::stack::Upper;
 use crate::sys::{self, Stat};
 use crate::whiteout::{self, Style};
-use crate::workdir::{Temp, remove_tree};
+use crate::workdir::Temp;
 
 /// A directory held for a change of its names.
 pub(crate) struct Held<'a> {
@@ -455,7 +455,7 @@ fn rename_new(temp: &Temp<'_>, dir: BorrowedFd<'_>, name: &OsStr, flags: u32) ->
 /// Removes what a rename left in the work directory; it is garbage, so a failure only waits for the
 /// scrub of the next mount.
 pub(crate) fn discard(upper: &Upper, name: &OsStr) {
-    if let Err(e) = remove_tree(upper.work.dir(), name) {
+    if let Err(e) = sys::remove_tree(upper.work.dir(), name) {
         log::debug!("work directory: {name:?} stays until the next mount: {e}");
     }
 }

@@ -59,10 +59,17 @@ impl std::error::Error for Error {
 pub(crate) trait Context<T> {
     /// Names the operation and what it was tried on.
     fn on(self, op: &'static str, path: impl AsRef<OsStr>) -> Result<T>;
+
+    /// The same with a path that is put together only when it is needed.
+    fn at(self, op: &'static str, path: impl FnOnce() -> PathBuf) -> Result<T>;
 }
 
 impl<T> Context<T> for io::Result<T> {
     fn on(self, op: &'static str, path: impl AsRef<OsStr>) -> Result<T> {
         self.map_err(|source| Error { op, path: PathBuf::from(path.as_ref()), source })
+    }
+
+    fn at(self, op: &'static str, path: impl FnOnce() -> PathBuf) -> Result<T> {
+        self.map_err(|source| Error { op, path: path(), source })
     }
 }

@@ -126,7 +126,9 @@ impl Overlay {
                 }
             }
         };
-        names.iter().rev().fold(base, |path, name| path.join(&**name))
+        let mut path = base;
+        path.extend(names.iter().rev().map(|name| Path::new(&**name)));
+        path
     }
 }
 

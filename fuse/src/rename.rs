@@ -11,11 +11,11 @@
 
 mod check;
 mod clear;
+mod whole;
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
@@ -23,16 +23,13 @@ use parking_lot::RwLockWriteGuard;
 use check::{check_ancestry, check_pair};
 
 use crate::Overlay;
-use crate::copy_up::restore_times;
 use crate::dir::{Held, bury, unpin, writes_dots};
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode, UpperAt};
 use crate::namei::{View, check_name};
-use crate::options::RedirectDir;
-use crate::redirect;
 use crate::stack::Upper;
 use crate::sys;
-use crate::whiteout::{self, Space, Style};
+use crate::whiteout::{self, Style};
 
 /// One side of a rename: a directory, a name, and what is there.
 struct Side<'a> {
@@ -115,7 +112,10 @@ impl Overlay {
         let Some(moved) = source.inode.clone() else {
             return Err(Error::code("rename", source.name, sys::ENOENT));
         };
-        let verdict = check_pair(&source, &target, flags);
+        let verdict = check_pair(&source, &target, flags).and_then(|two| match two {
+            true => self.check_target(&target, flags).map(|()| true),
+            false => Ok(false),
+        });
         if !matches!(verdict, Ok(true)) {
             // Two names looked up one after the other decide nothing unless both still stand.
             return if self.settled(&source, &target)? { verdict.map(|_| true) } else { Ok(false) };
@@ -141,60 +141,6 @@ impl Overlay {
         Counted { overlay: self, ino: side.inode.as_ref().map(|inode| inode.ino) }
     }
 
-    /// Makes an object fit to be renamed: it has an upper twin, and a directory's lower part comes
-    /// along.
-    fn prepare(&self, inode: &Arc<Inode>) -> Result<()> {
-        if !inode.is_dir() {
-            // A metacopy finds its data by its name unless it bears a redirect; it gets the data.
-            return self.copy_up_data(inode, None);
-        }
-        let merged = !inode.state.lock().lowers.is_empty();
-        let (redirect, whole) = match self.options.redirect_dir {
-            _ if !merged => return self.copy_up(inode),
-            RedirectDir::Off => return Err(Error::code("rename", inode.path(), sys::EXDEV)),
-            RedirectDir::Copy => (None, true),
-            RedirectDir::Auto => {
-                (redirect::value(&self.lower_path(inode)), self.stack.space != Space::Trusted)
-            }
-            RedirectDir::On => {
-                (redirect::value(&self.lower_path(inode)), self.stack.space == Space::None)
-            }
-        };
-        let Some(value) = redirect.filter(|_| !whole) else {
-            return self.copy_whole(inode);
-        };
-        self.copy_up(inode)?;
-        let key = self.stack.space.key("redirect");
-        self.at(inode, |dir, name| sys::set_xattr(dir, name, &key, &value, 0))
-            .on("redirect", inode.path())?;
-        inode.state.lock().redirect = Some(OsStr::from_bytes(&value).into());
-        Ok(())
-    }
-
-    /// Copies everything below a directory up and makes it opaque, so that it has no lower part.
-    fn copy_whole(&self, dir: &Arc<Inode>) -> Result<()> {
-        self.copy_up(dir)?;
-        if dir.state.lock().lowers.is_empty() {
-            return Ok(());
-        }
-        let view = self.view(dir)?;
-        for entry in self.merge(&view).on("copy directory", dir.path())? {
-            let Some(child) = self.child(dir, &entry.name)? else {
-                continue;
-            };
-            let _counted = Counted { overlay: self, ino: Some(child.ino) };
-            if child.is_dir() {
-                self.copy_whole(&child)?;
-            } else {
-                self.copy_up_data(&child, None)?;
-                let held = self.hold(dir)?;
-                let side = Side { dir, name: &entry.name, inode: Some(child.clone()) };
-                self.name_group(&held, &side)?;
-            }
-        }
-        self.seal(dir)
-    }
-
     /// Gives a name of a hard-link group that only a lower layer has to the upper layer, so that
     /// what happens to the name next is counted with the upper links.
     fn name_group(&self, held: &Held<'_>, side: &Side<'_>) -> Result<()> {
@@ -209,44 +155,6 @@ impl Overlay {
             self.materialize(inode, lower, (held.fd.as_fd(), side.name))?;
         }
         Ok(())
-    }
-
-    /// Makes a directory opaque whose lower names all have upper twins or whiteouts by now.
-    fn seal(&self, dir: &Arc<Inode>) -> Result<()> {
-        let upper = self.writable("rename")?;
-        if let Some(link) = dir.link() {
-            if let Some(parent) = self.upper_dir(&link.parent)? {
-                self.mark_impure(&link.parent, parent.as_fd()).on("set mark", dir.path())?;
-            }
-        }
-        let held = self.hold(dir)?;
-        let (here, top) = (held.fd.as_fd(), OsStr::new(""));
-        if let Some(lower) = held.view.lowers.first() {
-            let lower = self.lower_dir(lower).on("open", dir.path())?;
-            let dev = sys::fstat(&*lower).on("stat", dir.path())?.dev;
-            if let Some(origin) = self.origin_of(lower.as_fd(), top, dev) {
-                self.write_origin(here, top, &origin).on("set origin", dir.path())?;
-            }
-        }
-        upper.dialect.set_opaque(here, top).on("make opaque", dir.path())?;
-        self.note_copy(dir, here, top);
-        let mut state = dir.state.lock();
-        state.lowers = Arc::default();
-        state.redirect = None;
-        state.has_origin = true;
-        drop(state);
-        let before = sys::fstat(here).on("stat", dir.path())?;
-        for entry in sys::list(here).on("list", dir.path())? {
-            let dot = whiteout::dot_target(&entry.name).is_some();
-            let stat = || sys::stat(here, &entry.name).ok();
-            let whiteout = matches!(entry.kind, sys::S_IFCHR | sys::S_IFREG | 0)
-                && (entry.kind != sys::S_IFREG || held.view.xattr_whiteouts())
-                && stat().is_some_and(|stat| held.is_whiteout(&entry.name, &stat).unwrap_or(false));
-            if dot || whiteout {
-                sys::unlink(here, &entry.name).on("remove whiteout", &entry.name)?;
-            }
-        }
-        restore_times(here, &before).on("set times", dir.path())
     }
 
     /// Takes the locks, looks again, and moves.

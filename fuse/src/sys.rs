@@ -12,6 +12,7 @@ mod fs;
 mod handle;
 mod layer;
 mod process;
+mod tree;
 mod xattr;
 
 pub use data::{
@@ -28,6 +29,7 @@ pub use process::{
     block_signals, effective_ids, ids_of, in_initial_user_namespace, inode_ioctl, ioctl_changes,
     raise_nofile, random_u64, recv_fd, set_umask, socket_pair, wait_signal,
 };
+pub use tree::remove_tree;
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 
 pub use libc::{

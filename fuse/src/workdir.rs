@@ -127,7 +127,7 @@ impl Workdir {
     fn scrub(&self) -> Result<()> {
         let names = sys::list(self.dir()).on("list work directory", &self.path)?;
         for name in names.iter().filter(|name| name.name != OsStr::new(INCOMPAT)) {
-            remove_tree(self.dir(), &name.name).on("clean work directory", &self.path)?;
+            sys::remove_tree(self.dir(), &name.name).on("clean work directory", &self.path)?;
         }
         Ok(())
     }
@@ -155,7 +155,7 @@ impl Drop for Temp<'_> {
         if self.kept {
             return;
         }
-        if let Err(e) = remove_tree(self.work.dir(), &self.name) {
+        if let Err(e) = sys::remove_tree(self.work.dir(), &self.name) {
             if sys::errno(&e) != sys::ENOENT {
                 log::debug!("temporary {:?} stays until the next mount: {e}", self.name);
             }
@@ -211,25 +211,4 @@ fn disinherit(scratch: BorrowedFd<'_>) -> io::Result<()> {
     }
     let mode = sys::fstat(scratch)?.mode;
     if mode & sys::S_ISGID != 0 { sys::chmod(scratch, top, mode & 0o777) } else { Ok(()) }
-}
-
-/// Removes a name with everything below it. A directory that its owner may not enter (the kernel
-/// leaves its own with mode 000) is opened up first.
-pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
-    match sys::unlink(dir, name) {
-        Err(e) if matches!(sys::errno(&e), sys::EISDIR | sys::EPERM) => {}
-        other => return other,
-    }
-    match sys::rmdir(dir, name) {
-        Err(e) if matches!(sys::errno(&e), sys::ENOTEMPTY | sys::EEXIST | sys::EACCES) => {}
-        other => return other,
-    }
-    let inside = sys::open(dir, name, sys::O_PATH | sys::O_DIRECTORY)?;
-    if sys::stat(dir, name)?.mode & 0o700 != 0o700 {
-        sys::chmod(dir, name, 0o700)?;
-    }
-    for entry in sys::list(&inside)? {
-        remove_tree(inside.as_fd(), &entry.name)?;
-    }
-    sys::rmdir(dir, name)
 }

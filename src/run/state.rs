@@ -175,7 +175,12 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// Removes a tree. What cannot be removed is left to the next process that tries.
 fn remove(path: &Path) {
-    match std::fs::remove_dir_all(path) {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let removed = sys::tree::open_root(parent.unwrap_or(Path::new("."))).and_then(|dir| {
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        plyfs_fuse::sys::remove_tree(dir, name)
+    });
+    match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             log::debug!("remove {}: {error}", path.display());
         }

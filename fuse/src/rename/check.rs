@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::Side;
-use crate::error::{Error, Result};
-use crate::inode::Inode;
+use crate::Overlay;
+use crate::error::{Context, Error, Result};
+use crate::inode::{Ino, Inode};
 use crate::sys;
 
 /// Refuses what no rename may do, in the order of the kernel's own checks (fs/namei.c); false when
@@ -44,4 +45,23 @@ pub(super) fn check_ancestry(source: &Side<'_>, target: &Side<'_>, exchange: boo
         return Err(Error::code("rename", target.name, code));
     }
     Ok(())
+}
+
+impl Overlay {
+    /// Refuses what is sure to fail under the locks, before anything is copied for it.
+    pub(super) fn check_target(&self, target: &Side<'_>, flags: u32) -> Result<()> {
+        if target.dir.ino != Ino::ROOT && target.dir.link().is_none() {
+            return Err(Error::code("rename", target.name, sys::ENOENT));
+        }
+        let replaced = target.inode.as_ref().filter(|_| flags & sys::RENAME_EXCHANGE == 0);
+        let Some(inode) = replaced.filter(|inode| inode.is_dir()) else {
+            return Ok(());
+        };
+        let inside = self.view(inode)?;
+        let _guard = inode.dir().map(|dir| dir.ns.read());
+        if !inside.is_stale(inode) && !self.is_empty(&inside).on("rename", target.name)? {
+            return Err(Error::code("rename", target.name, sys::ENOTEMPTY));
+        }
+        Ok(())
+    }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{
     AtFlags, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid,
@@ -141,20 +141,54 @@ pub fn open_unnamed(dir: impl AsFd, mode: u32) -> io::Result<OwnedFd> {
 
 /// Opens a path beneath `root` without following symlinks or leaving it.
 pub fn open_beneath(root: impl AsFd, path: &Path, flags: i32) -> io::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let oflags = OFlags::from_bits_retain((flags | libc::O_CLOEXEC) as u32);
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    match rustix::fs::openat2(&root, path, oflags, Mode::empty(), resolve) {
+    match open_piece(root.as_fd(), path, flags) {
         Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
             walk_beneath(root.as_fd(), path, flags)
         }
-        Err(rustix::io::Errno::NAMETOOLONG) => walk_beneath(root.as_fd(), path, flags),
+        Err(rustix::io::Errno::NAMETOOLONG) if path.as_os_str().len() > PIECE => {
+            open_pieces(root.as_fd(), path, flags)
+        }
         other => Ok(other?),
     }
 }
 
-/// The walk of [`open_beneath`] by single names: for kernels and filters without openat2, and for
-/// paths longer than one call may carry.
+fn open_piece(dir: BorrowedFd<'_>, path: &Path, flags: i32) -> rustix::io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let flags = OFlags::from_bits_retain((flags | libc::O_CLOEXEC) as u32);
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve)
+}
+
+/// [`open_beneath`] for a path longer than one call may carry.
+fn open_pieces(root: BorrowedFd<'_>, path: &Path, flags: i32) -> io::Result<OwnedFd> {
+    let (first, mut rest) = split_path(path);
+    let mut here = open_piece(root, &first, libc::O_PATH | libc::O_DIRECTORY)?;
+    while rest.as_os_str().len() > PIECE {
+        let (next, left) = split_path(rest);
+        here = open_piece(here.as_fd(), &next, libc::O_PATH | libc::O_DIRECTORY)?;
+        rest = left;
+    }
+    Ok(open_piece(here.as_fd(), rest, flags)?)
+}
+
+/// Bytes of a path that one call surely takes (`PATH_MAX` is 4096).
+const PIECE: usize = 4000;
+
+/// A path as its beginning, of [`PIECE`] bytes at most unless its first name is longer, and the rest.
+fn split_path(path: &Path) -> (PathBuf, &Path) {
+    let (mut parts, mut first) = (path.components(), PathBuf::new());
+    loop {
+        let rest = parts.as_path();
+        let Some(part) = parts.next() else { return (first, rest) };
+        let length = first.as_os_str().len() + 1 + part.as_os_str().len();
+        if length > PIECE && !first.as_os_str().is_empty() {
+            return (first, rest);
+        }
+        first.push(part);
+    }
+}
+
+/// The walk of [`open_beneath`] by single names: for kernels and filters without openat2.
 fn walk_beneath(root: BorrowedFd<'_>, path: &Path, flags: i32) -> io::Result<OwnedFd> {
     let mut here = open(root, OsStr::new("."), libc::O_PATH | libc::O_DIRECTORY)?;
     let mut parts = path.components().peekable();
@@ -364,4 +398,22 @@ pub fn fstatfs(fd: impl AsFd) -> io::Result<FsStat> {
         frsize: if s.f_frsize > 0 { narrow(s.f_frsize) } else { narrow(s.f_bsize) },
         magic: s.f_type,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_longer_than_one_call_carries_are_split_between_names() {
+        let path = PathBuf::from(["x"; 9000].join("/"));
+        let (mut whole, mut rest) = (PathBuf::new(), path.as_path());
+        while !rest.as_os_str().is_empty() {
+            let (first, left) = split_path(rest);
+            assert!(first.as_os_str().len() <= PIECE);
+            whole.push(first);
+            rest = left;
+        }
+        assert_eq!(whole, path);
+    }
 }
