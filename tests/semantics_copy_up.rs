@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 
 use crate::semantics_kit::sys::extents;
 use crate::semantics_kit::{
-    Stack, Test, append, both, chmod, exists, mode, mtime, names, put, read_write, set_times,
+    Fs, Stack, Test, append, both, chmod, exists, mode, mtime, names, put, read_write, set_times,
     set_xattr, stat, text, xattr, xattrs,
 };
 
@@ -244,34 +244,61 @@ both! { a_copy_up_shows_in_the_upper_whole_or_not_at_all, |t| {
     assert!(exists(t.upper("f")));
 }}
 
-both! { other_operations_go_on_during_a_copy_up, |t| {
-    fs::write(t.lower("big"), vec![7; 256 << 20]).unwrap();
+/// Does `work` while somebody else looks names up and makes files in `d`, who must not have to wait. The
+/// kernel itself lets nobody into a directory while a name is removed there.
+fn others_go_on(t: &Test, fs: &Fs, work: impl FnOnce()) {
     for file in 0..5000 {
-        put(t.lower(format!("f{file}")), "x");
+        put(t.lower(format!("d/f{file}")), "x");
     }
-    let fs = t.mount(&["d"]);
-    let done = AtomicBool::new(false);
-    let (took, stall) = std::thread::scope(|scope| {
+    let (working, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (took, stall, count) = std::thread::scope(|scope| {
         let others = scope.spawn(|| {
-            let mut stall = Duration::ZERO;
+            let (mut stall, mut count) = (Duration::ZERO, 0);
             for file in (0..5000).cycle() {
+                let (start, counts) = (Instant::now(), working.load(Ordering::Relaxed));
+                let _ = exists(fs.at(format!("d/f{file}")));
+                put(fs.at("d/new"), "x");
                 if done.load(Ordering::Relaxed) {
                     break;
                 }
-                let start = Instant::now();
-                let _ = exists(fs.at(format!("f{file}")));
-                put(fs.at("d/new"), "x");
                 stall = stall.max(start.elapsed());
+                count += u32::from(counts);
             }
-            stall
+            (stall, count)
         });
+        std::thread::sleep(Duration::from_millis(20));
         let start = Instant::now();
-        append(fs.at("big"), "x");
+        working.store(true, Ordering::Relaxed);
+        work();
         done.store(true, Ordering::Relaxed);
-        (start.elapsed(), others.join().unwrap())
+        let (stall, count) = others.join().unwrap();
+        (start.elapsed(), stall, count)
     });
     let bound = Duration::from_millis(300).max(took / 2);
-    assert!(stall < bound, "an operation waited {stall:?} during a copy-up of {took:?}");
+    assert!(stall < bound, "an operation waited {stall:?} during one of {took:?}");
+    let enough = count > 5 || took < Duration::from_millis(50);
+    assert!(enough, "{count} operations were done during one of {took:?}");
+}
+
+both! { other_operations_go_on_during_a_copy_up, |t| {
+    fs::write(t.lower("big"), vec![7; 256 << 20]).unwrap();
+    let fs = t.mount(&["d"]);
+    others_go_on(t, &fs, || append(fs.at("big"), "x"));
+}}
+
+both! { other_operations_go_on_while_a_hard_link_is_copied_to_be_removed_or_replaced, |t| {
+    fs::write(t.lower("big"), vec![7; 256 << 20]).unwrap();
+    fs::hard_link(t.lower("big"), t.lower("big2")).unwrap();
+    fs::write(t.lower("large"), vec![8; 256 << 20]).unwrap();
+    fs::hard_link(t.lower("large"), t.lower("large2")).unwrap();
+    let fs = t.mount(&["d"]);
+    put(fs.at("small"), "x");
+    others_go_on(t, &fs, || fs::remove_file(fs.at("big")).unwrap());
+    others_go_on(t, &fs, || fs::rename(fs.at("small"), fs.at("large")).unwrap());
+    assert_eq!(text(fs.at("large")), "x");
+    for name in ["big2", "large2"] {
+        assert_eq!(stat(fs.at(name)).len(), 256 << 20);
+    }
 }}
 
 /// A fresh filesystem with reflinks at `disk`, which only root can mount.

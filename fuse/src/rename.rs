@@ -38,6 +38,15 @@ struct Side<'a> {
     inode: Option<Arc<Inode>>,
 }
 
+/// What became of one attempt to rename.
+enum Attempt {
+    Done,
+    /// Somebody changed what was looked at before the locks were taken.
+    Overtaken,
+    /// Nothing was done: more of this object would be copied than may be.
+    Copies(Ino),
+}
+
 /// An inode with a lookup counted, given back on drop.
 struct Counted<'a> {
     overlay: &'a Overlay,
@@ -64,6 +73,18 @@ impl Overlay {
         new_name: &OsStr,
         flags: u32,
     ) -> Result<()> {
+        self.rename_within((parent, name), (new_parent, new_name), flags, u64::MAX).map(drop)
+    }
+
+    /// [`Overlay::rename`], unless more than `limit` bytes have to be copied for it: nothing is done
+    /// then, and it is said of which object.
+    pub(crate) fn rename_within(
+        &self,
+        (parent, name): (Ino, &OsStr),
+        (new_parent, new_name): (Ino, &OsStr),
+        flags: u32,
+        limit: u64,
+    ) -> Result<Option<Ino>> {
         let from = self.dir_inode(parent, "rename")?;
         let to = self.dir_inode(new_parent, "rename")?;
         check_name(name)?;
@@ -77,34 +98,49 @@ impl Overlay {
         if whiteout::is_dot(new_name) {
             return Err(Error::code("rename", new_name, sys::EINVAL));
         }
-        while !self.try_rename((&from, name), (&to, new_name), flags)? {}
-        Ok(())
+        loop {
+            match self.try_rename((&from, name), (&to, new_name), flags, limit)? {
+                Attempt::Done => return Ok(None),
+                Attempt::Copies(ino) => return Ok(Some(ino)),
+                Attempt::Overtaken => {}
+            }
+        }
     }
 
-    /// Bytes that moving this name would copy first; as good as endless for a whole directory.
-    pub(crate) fn rename_cost(&self, parent: Ino, name: &OsStr) -> u64 {
-        let Some(parent) = self.table.get(parent) else {
-            return 0;
+    /// The object that moving a name copies more than `limit` bytes of; a directory with a lower part
+    /// is as good as endless.
+    fn costly(
+        &self,
+        source: &Arc<Inode>,
+        target: &Side<'_>,
+        flags: u32,
+        limit: u64,
+    ) -> Option<Ino> {
+        let exchange = flags & sys::RENAME_EXCHANGE != 0;
+        let dear = |inode: &Arc<Inode>, moved: bool| {
+            let merged = moved && inode.is_dir() && !inode.state.lock().lowers.is_empty();
+            merged || self.copy_cost(inode.ino) > limit
         };
-        let Ok(Some(inode)) = self.child(&parent, name) else {
-            return 0;
-        };
-        let cost = if inode.is_dir() && !inode.state.lock().lowers.is_empty() {
-            u64::MAX
-        } else {
-            self.copy_cost(inode.ino)
-        };
-        self.forget(inode.ino, 1);
-        cost
+        if limit == u64::MAX {
+            return None;
+        }
+        if dear(source, true) {
+            return Some(source.ino);
+        }
+        let other = target.inode.as_ref().filter(|other| !other.is_dir() || exchange)?;
+        // What is replaced is copied only for the count of its other names.
+        let counted = || self.needs_group(other).unwrap_or(false);
+        (dear(other, exchange) && (exchange || counted())).then_some(other.ino)
     }
 
-    /// One attempt; false when somebody changed what was looked at before the locks were taken.
+    /// One attempt.
     fn try_rename(
         &self,
         from: (&Arc<Inode>, &OsStr),
         to: (&Arc<Inode>, &OsStr),
         flags: u32,
-    ) -> Result<bool> {
+        limit: u64,
+    ) -> Result<Attempt> {
         let source = self.side(from)?;
         let _source = self.counted(&source);
         let target = self.side(to)?;
@@ -118,7 +154,11 @@ impl Overlay {
         });
         if !matches!(verdict, Ok(true)) {
             // Two names looked up one after the other decide nothing unless both still stand.
-            return if self.settled(&source, &target)? { verdict.map(|_| true) } else { Ok(false) };
+            let settled = self.settled(&source, &target)?;
+            return if settled { verdict.map(|_| Attempt::Done) } else { Ok(Attempt::Overtaken) };
+        }
+        if let Some(ino) = self.costly(&moved, &target, flags, limit) {
+            return Ok(Attempt::Copies(ino));
         }
         self.prepare(&moved)?;
         if let Some(other) = &target.inode {
@@ -130,7 +170,8 @@ impl Overlay {
         }
         self.copy_up(source.dir)?;
         self.copy_up(target.dir)?;
-        self.locked(&source, &target, flags)
+        let done = self.locked(&source, &target, flags)?;
+        Ok(if done { Attempt::Done } else { Attempt::Overtaken })
     }
 
     fn side<'a>(&self, (dir, name): (&'a Arc<Inode>, &'a OsStr)) -> Result<Side<'a>> {

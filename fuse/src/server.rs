@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use fuser::{Config, Errno, InitFlags, KernelConfig, SessionACL};
 
 use crate::error::{Error, Result};
+use crate::inode::Ino;
 use crate::stats::{Op, Timed};
 use crate::{Overlay, sys};
 use pool::Pool;
@@ -51,10 +52,30 @@ impl Server {
             return job(&self.timed(op));
         }
         let (core, start) = (self.core.clone(), Instant::now());
-        self.pool.run(Box::new(move || {
-            job(&core);
-            core.stats.done(op, start);
-        }));
+        self.pool.run(
+            None,
+            Box::new(move || {
+                job(&core);
+                core.stats.done(op, start);
+            }),
+        );
+    }
+
+    /// Runs `job` on another thread, after what copies the same object up.
+    fn defer(&self, op: Op, ino: Ino, job: impl FnOnce(&Overlay) + Send + 'static) {
+        let (core, start) = (self.core.clone(), Instant::now());
+        self.pool.run(
+            Some(ino.0),
+            Box::new(move || {
+                job(&core);
+                core.stats.done(op, start);
+            }),
+        );
+    }
+
+    /// Runs a `job` that changes an object: here unless much data is copied first.
+    fn change(&self, op: Op, node: fuser::INodeNo, job: impl FnOnce(&Overlay) + Send + 'static) {
+        if self.copies(node) { self.defer(op, Ino(node.0), job) } else { job(&self.timed(op)) }
     }
 
     /// The core for one request, which is counted when this goes.
@@ -64,7 +85,7 @@ impl Server {
 
     /// Whether changing an object copies much data first.
     fn copies(&self, ino: fuser::INodeNo) -> bool {
-        self.core.copy_cost(crate::inode::Ino(ino.0)) > INLINE_COPY
+        self.core.copy_cost(Ino(ino.0)) > INLINE_COPY
     }
 
     /// Asks for what helps. Not for `FUSE_ATOMIC_O_TRUNC`: with it the kernel has us truncate a

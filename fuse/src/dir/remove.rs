@@ -18,6 +18,17 @@ use crate::sys;
 impl Overlay {
     /// Removes a name that is not a directory's.
     pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        self.unlink_within(parent, name, u64::MAX).map(drop)
+    }
+
+    /// [`Overlay::unlink`], unless more than `limit` bytes have to be copied for it: nothing is done
+    /// then, and it is said of which object.
+    pub(crate) fn unlink_within(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        limit: u64,
+    ) -> Result<Option<Ino>> {
         let parent = self.dir_inode(parent, "unlink")?;
         check_name(name)?;
         let upper = self.writable("unlink")?;
@@ -32,6 +43,9 @@ impl Overlay {
             // takes an upper file to keep it.
             if found.state.upper.is_none() && found.stat.nlink > 1 && !raised {
                 drop(held);
+                if found.stat.kind() == sys::S_IFREG && found.stat.size > limit {
+                    return Ok(Some(Ino(found.number)));
+                }
                 self.raise_group(&parent, name)?;
                 raised = true;
                 continue;
@@ -48,7 +62,7 @@ impl Overlay {
             if let Some(ino) = counted {
                 self.forget(ino, 1);
             }
-            return done;
+            return done.map(|()| None);
         }
     }
 

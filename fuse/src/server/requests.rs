@@ -17,6 +17,7 @@ use super::reply::{
     reply_read, reply_write, reply_xattr,
 };
 use super::{INLINE_COPY, Server, checked, convert};
+use crate::Overlay;
 use crate::attr::{Attr, SetAttr};
 use crate::namei::Entry;
 use crate::stats::Op;
@@ -83,7 +84,7 @@ impl fuser::Filesystem for Server {
         if (size.is_some() || set.is_nothing()) && self.core.may_have_set_id(ino(node)) {
             caller = asker(request);
         }
-        self.dispatch(Op::Setattr, self.copies(node), move |core| {
+        self.change(Op::Setattr, node, move |core| {
             match checked(core.setattr(caller, ino(node), &set)) {
                 Ok(attr) => reply.attr(&ttl, &convert::attr(&attr)),
                 Err(code) => reply.error(code),
@@ -130,7 +131,17 @@ impl fuser::Filesystem for Server {
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(reply, self.timed(Op::Unlink).unlink(ino(parent), name));
+        let timed = self.timed(Op::Unlink);
+        match timed.unlink_within(ino(parent), name, INLINE_COPY) {
+            Ok(Some(copied)) => {
+                timed.leave();
+                let name = name.to_owned();
+                self.defer(Op::Unlink, copied, move |core| {
+                    reply_empty(reply, core.unlink(ino(parent), &name));
+                });
+            }
+            result => reply_empty(reply, result.map(drop)),
+        }
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -164,12 +175,18 @@ impl fuser::Filesystem for Server {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (name, newname) = (name.to_owned(), newname.to_owned());
-        let slow = self.core.rename_cost(ino(parent), &name) > INLINE_COPY;
-        self.dispatch(Op::Rename, slow, move |core| {
-            let result = core.rename(ino(parent), &name, ino(newparent), &newname, flags.bits());
-            reply_empty(reply, result);
-        });
+        let (from, to, flags) = (ino(parent), ino(newparent), flags.bits());
+        let timed = self.timed(Op::Rename);
+        match timed.rename_within((from, name), (to, newname), flags, INLINE_COPY) {
+            Ok(Some(copied)) => {
+                timed.leave();
+                let (name, newname) = (name.to_owned(), newname.to_owned());
+                self.defer(Op::Rename, copied, move |core| {
+                    reply_empty(reply, core.rename(from, &name, to, &newname, flags));
+                });
+            }
+            result => reply_empty(reply, result.map(drop)),
+        }
     }
 
     fn link(
@@ -181,7 +198,7 @@ impl fuser::Filesystem for Server {
         reply: ReplyEntry,
     ) {
         let (name, ttl) = (newname.to_owned(), self.ttl);
-        self.dispatch(Op::Link, self.copies(node), move |core| {
+        self.change(Op::Link, node, move |core| {
             match checked(core.link(ino(node), ino(newparent), &name)) {
                 Ok(Entry { attr }) => reply.entry(&ttl, &convert::attr(&attr), generation(&attr)),
                 Err(code) => reply.error(code),
@@ -268,7 +285,7 @@ impl fuser::Filesystem for Server {
             return reply_write(reply, result.map(|n| n as u64));
         }
         let data = data.to_vec();
-        self.dispatch(Op::Write, true, move |core| {
+        self.defer(Op::Write, ino(node), move |core| {
             reply_write(reply, core.write(ino(node), offset, &data, kill).map(|n| n as u64));
         });
     }
@@ -393,7 +410,7 @@ impl fuser::Filesystem for Server {
         reply: ReplyEmpty,
     ) {
         let (name, value) = (name.to_owned(), value.to_vec());
-        self.dispatch(Op::Setxattr, self.copies(node), move |core| {
+        self.change(Op::Setxattr, node, move |core| {
             reply_empty(reply, core.setxattr(ino(node), &name, &value, flags));
         });
     }
@@ -415,7 +432,7 @@ impl fuser::Filesystem for Server {
 
     fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.dispatch(Op::Removexattr, self.copies(node), move |core| {
+        self.change(Op::Removexattr, node, move |core| {
             reply_empty(reply, core.removexattr(ino(node), &name))
         });
     }
@@ -436,10 +453,13 @@ impl fuser::Filesystem for Server {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
-        match checked(self.timed(Op::Ioctl).ioctl(ino(node), cmd, in_data, out_size as usize)) {
-            Ok(data) => reply.ioctl(0, &data),
-            Err(code) => reply.error(code),
-        }
+        let input = in_data.to_vec();
+        self.change(Op::Ioctl, node, move |core| {
+            match checked(core.ioctl(ino(node), cmd, &input, out_size as usize)) {
+                Ok(data) => reply.ioctl(0, &data),
+                Err(code) => reply.error(code),
+            }
+        });
     }
 
     fn fallocate(
@@ -452,7 +472,7 @@ impl fuser::Filesystem for Server {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.dispatch(Op::Fallocate, self.copies(node), move |core| {
+        self.change(Op::Fallocate, node, move |core| {
             reply_empty(reply, core.fallocate(ino(node), mode, offset, length));
         });
     }
@@ -487,11 +507,14 @@ impl fuser::Filesystem for Server {
     ) {
         // The reply has 32 bits for the count.
         let len = len.min(1 << 30);
-        self.dispatch(Op::CopyFileRange, len > INLINE_COPY || self.copies(ino_out), move |core| {
-            reply_write(
-                reply,
-                core.copy_file_range(ino(ino_in), offset_in, ino(ino_out), offset_out, len),
-            );
-        });
+        let (from, to) = ((ino(ino_in), offset_in), (ino(ino_out), offset_out));
+        let job = move |core: &Overlay| {
+            reply_write(reply, core.copy_file_range(from.0, from.1, to.0, to.1, len));
+        };
+        if self.copies(ino_out) {
+            self.defer(Op::CopyFileRange, ino(ino_out), job);
+        } else {
+            self.dispatch(Op::CopyFileRange, len > INLINE_COPY, job);
+        }
     }
 }
