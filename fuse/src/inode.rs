@@ -9,7 +9,7 @@
 //! numbers), then a shard of the table, then `state`. `state` and the shards are never held across
 //! a system call.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -256,10 +256,31 @@ pub struct Table {
     /// looked up before it was copied up.
     copies: DashMap<(u64, u64), u64>,
     /// Inodes nobody looked up that were in use when they should have left.
-    limbo: Mutex<VecDeque<Ino>>,
+    limbo: Mutex<Limbo>,
     /// The generation of the next inode where those that have a name stay for good, so that file
     /// handles find them; they leave with their last lookup otherwise.
     generations: Option<AtomicU32>,
+}
+
+/// Numbers in the order they came, each once.
+#[derive(Debug, Default)]
+struct Limbo {
+    queue: VecDeque<Ino>,
+    members: HashSet<Ino>,
+}
+
+impl Limbo {
+    fn push(&mut self, ino: Ino) {
+        if self.members.insert(ino) {
+            self.queue.push_back(ino);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Ino> {
+        let ino = self.queue.pop_front()?;
+        self.members.remove(&ino);
+        Some(ino)
+    }
 }
 
 impl Table {
@@ -353,7 +374,7 @@ impl Table {
             debug_assert!(less.is_ok() && had >= count, "more forgets than lookups");
         }
         self.sweep(ino);
-        let again = self.limbo.lock().pop_front();
+        let again = self.limbo.lock().pop();
         if let Some(ino) = again {
             self.sweep(ino);
         }
@@ -374,7 +395,7 @@ impl Table {
                 unknown && !busy
             });
             if busy {
-                self.limbo.lock().push_back(ino);
+                self.limbo.lock().push(ino);
             }
             // The drop happens outside the shard's lock: it may close descriptors.
             if let Some((_, inode)) = gone {
@@ -395,5 +416,27 @@ impl Table {
     /// A copy of the list of all inodes, for checks.
     pub fn all(&self) -> Vec<Arc<Inode>> {
         self.inodes.iter().map(|entry| entry.value().clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inode_in_use_waits_once_however_often_it_is_forgotten() {
+        let make = |ino| Inode::new(ino, sys::S_IFREG, State::default());
+        let table = Table::new(Arc::new(make(Ino::ROOT)));
+        let intern = |number| table.intern((number, 1), |_| true, |number| number, make);
+        let (used, other) = (intern(7), intern(8));
+        for _ in 0..3 {
+            table.forget(used.ino, used.lookups());
+            table.forget(other.ino, 0);
+        }
+        assert_eq!(table.limbo.lock().queue, [used.ino]);
+        drop(used);
+        table.forget(other.ino, 1);
+        assert_eq!(table.count(), 2, "the one in use is left");
+        assert_eq!(table.limbo.lock().queue, [other.ino]);
     }
 }
