@@ -221,8 +221,15 @@ impl Overlay {
             let Some(link) = inode.link() else {
                 return self.publish_orphan(inode, &temp, source);
             };
-            let parent = self.upper_dir(&link.parent).map_err(|e| e.source)?;
-            let parent = parent.ok_or_else(|| io::Error::from_raw_os_error(sys::ESTALE))?;
+            let Some(parent) = self.upper_dir(&link.parent).map_err(|e| e.source)? else {
+                // The name that was first is not any more, and the directory of the next one is still
+                // a lower one. Its lock is taken while ours is held: upwards, as nowhere downwards.
+                if link.parent.is_upper() {
+                    return Err(io::Error::from_raw_os_error(sys::ESTALE));
+                }
+                self.raise(&link.parent, Depth::Attributes).map_err(|e| e.source)?;
+                continue;
+            };
             let Some(lock) = link.parent.dir() else {
                 continue;
             };

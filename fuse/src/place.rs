@@ -74,7 +74,11 @@ impl Overlay {
                     None => {}
                 }
                 let Some(link) = here.link() else {
-                    return Err(gone(&here));
+                    // It is pinned before it loses its name: who saw neither looks again.
+                    match cached(&here) {
+                        Some(fd) => break fd,
+                        None => return Err(gone(&here)),
+                    }
                 };
                 let parent = link.parent.clone();
                 missing.push((here, link));

@@ -335,12 +335,16 @@ impl Overlay {
         moved.on("rename", source.name)?;
         // The names have moved: what is known of them has to, whatever fails from here on.
         if let Some(inode) = &target.inode {
+            if inode.is_dir() {
+                // Before it has no name: there is always a way to it.
+                bury(inode, gone.and_then(|view| view.upper));
+            }
             inode.state.lock().drop_link(target.dir, target.name);
         }
         if let Some(inode) = &source.inode {
             move_link(inode, source, target);
         }
-        let done = self.retire(target, gone);
+        let done = target.inode.as_ref().map_or(Ok(()), |inode| self.count_group(inode, -1));
         drop(guard);
         done
     }
@@ -391,17 +395,6 @@ impl Overlay {
         }
         upper.dialect.drop_dot(there.fd.as_fd(), new_name);
         Ok(())
-    }
-
-    /// Takes the name from what was replaced.
-    fn retire(&self, target: &Side<'_>, gone: Option<View>) -> Result<()> {
-        let Some(inode) = &target.inode else {
-            return Ok(());
-        };
-        if inode.is_dir() {
-            bury(inode, gone.and_then(|view| view.upper));
-        }
-        self.count_group(inode, -1)
     }
 }
 
