@@ -20,6 +20,7 @@ mod layer_changes;
 mod overlay_bulk;
 mod overlay_model;
 mod overlay_stress;
+mod overlay_upper;
 mod semantics_acl;
 mod semantics_copy_up;
 mod semantics_delete;

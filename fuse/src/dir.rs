@@ -294,7 +294,7 @@ impl Overlay {
         if place != Place::Free {
             upper.dialect.set_opaque(at, temp.name()).on("make opaque", name)?;
         }
-        if place == Place::Whiteout && upper.exchange {
+        if place == Place::Whiteout && upper.can_exchange().on("create", name)? {
             sys::rename(at, temp.name(), to, name, sys::RENAME_EXCHANGE).on("create", name)?;
             // What is left in the work directory is the whiteout; the guard removes it.
             return Ok(file);

@@ -116,6 +116,7 @@ impl Overlay {
         let limit = sys::raise_nofile();
         let numbers = Numbers::new(options.ino32);
         let stack = Stack::open(options, &numbers)?;
+        let volatile = stack.upper.as_ref().is_some_and(|upper| upper.volatile);
         // What the layers and the process itself hold open is gone from the limit.
         let held = stack.layers.len() as u64 + 32;
         let free = usize::try_from(limit.saturating_sub(held)).unwrap_or(usize::MAX);
@@ -138,7 +139,7 @@ impl Overlay {
             watcher: Watcher::default(),
             live: options.timeout.is_zero(),
             stats: stats::Stats::new(),
-            options: options.clone(),
+            options: Options { volatile, ..options.clone() },
             stack,
         };
         overlay.drop_orphans().map_err(|e| Error::new("clean index", "/", e))?;

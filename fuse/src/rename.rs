@@ -369,7 +369,7 @@ impl Overlay {
             there.write_whiteout(upper, new_name)?;
             onto_whiteout = true;
         }
-        if onto_whiteout && (is_dir || covers) && upper.exchange {
+        if onto_whiteout && (is_dir || covers) && upper.can_exchange()? {
             here.allow_whiteouts(upper)?;
             go(sys::RENAME_EXCHANGE)?;
             if !covers {
@@ -385,7 +385,7 @@ impl Overlay {
         if covers && writes_dots(upper) {
             here.write_whiteout(upper, name)?;
             go(0)?;
-        } else if covers && upper.rename_whiteout {
+        } else if covers && upper.can_rename_whiteout()? {
             go(sys::RENAME_WHITEOUT)?;
         } else {
             go(0)?;

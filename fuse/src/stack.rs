@@ -2,7 +2,9 @@
 //!
 //! Lower layers are private copies of the mount tree, taken before our own mount appears, so no
 //! path below one leads back into us, and are never written. Upper and work are on one filesystem,
-//! locked against a second mount, and probed once by doing.
+//! locked against a second mount, and probed by doing.
+
+mod probe;
 
 use std::ffi::OsStr;
 use std::io;
@@ -13,11 +15,12 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Context, Error, Result};
 use crate::number::Numbers;
-use crate::options::{Namespace, Options, Whiteouts};
+use crate::options::{Namespace, Options};
 use crate::origin::Origin;
 use crate::sys;
-use crate::whiteout::{Dialect, Space, Style, is_device};
+use crate::whiteout::{Dialect, Space};
 use crate::workdir::Workdir;
+use probe::{Feature, no_room, probe};
 
 /// One lower layer.
 #[derive(Debug)]
@@ -37,10 +40,22 @@ pub(crate) struct Upper {
     pub work: Workdir,
     /// What is written there.
     pub dialect: Dialect,
-    /// `RENAME_WHITEOUT` leaves a device whiteout.
-    pub rename_whiteout: bool,
-    /// `RENAME_EXCHANGE` works.
-    pub exchange: bool,
+    /// Nothing is flushed, and the work directory says so.
+    pub volatile: bool,
+    rename_whiteout: Feature,
+    exchange: Feature,
+}
+
+impl Upper {
+    /// Whether `RENAME_WHITEOUT` leaves a device whiteout.
+    pub(crate) fn can_rename_whiteout(&self) -> io::Result<bool> {
+        self.rename_whiteout.get(&self.work)
+    }
+
+    /// Whether `RENAME_EXCHANGE` works.
+    pub(crate) fn can_exchange(&self) -> io::Result<bool> {
+        self.exchange.get(&self.work)
+    }
 }
 
 /// All layers.
@@ -89,7 +104,7 @@ impl Stack {
         }
         let space = match &upper {
             Some(upper) => upper.dialect.space,
-            None => reading_space(options.namespace),
+            None => reading_space(options)?,
         };
         Ok(Stack { upper, layers, visible: options.lowers.len(), open_to_mounts, space })
     }
@@ -122,11 +137,16 @@ fn privileged() -> bool {
     sys::effective_ids().0 == 0 && sys::in_initial_user_namespace()
 }
 
-fn reading_space(namespace: Namespace) -> Space {
-    match namespace {
-        Namespace::Trusted => Space::Trusted,
-        Namespace::Auto if privileged() => Space::Trusted,
-        _ => Space::User,
+fn reading_space(options: &Options) -> Result<Space> {
+    match options.namespace {
+        Namespace::Auto | Namespace::Trusted if privileged() => Ok(Space::Trusted),
+        Namespace::Trusted => {
+            let why = "nouserxattr was given, but only root of the initial user namespace sees \
+                       trusted.* attributes; leave nouserxattr out";
+            let lower = options.lowers.first().cloned().unwrap_or_default();
+            Err(Error::refuse("mount", lower, why))
+        }
+        Namespace::Auto | Namespace::User => Ok(Space::User),
     }
 }
 
@@ -144,18 +164,28 @@ fn open_upper(options: &Options, path: &Path, work_path: &Path) -> Result<Upper>
     take(&work_root, work_path, "work directory")?;
     let work = Workdir::open(work_root, work_path)?;
     check_one_mount(&root, &work, path, work_path)?;
-    let probe = probe(&work, options).on("probe upper directory", path)?;
-    if options.volatile {
-        work.mark_volatile()?;
-    }
+    let probe = probe(&work, options, (path, work_path))?;
+    let volatile = options.volatile && mark_volatile(&work)?;
     Ok(Upper {
         root: Arc::new(root),
         path: path.to_path_buf(),
         work,
         dialect: probe.dialect,
+        volatile,
         rename_whiteout: probe.rename_whiteout,
         exchange: probe.exchange,
     })
+}
+
+/// False when there is no room for the mark: what no later mount would be warned of is not done.
+fn mark_volatile(work: &Workdir) -> Result<bool> {
+    match work.mark_volatile() {
+        Err(e) if no_room(&e.source) => {
+            log::warn!("{e}; mounted without volatile");
+            Ok(false)
+        }
+        other => other.map(|()| true),
+    }
 }
 
 fn check_places(upper: &Path, work: &Path) -> Result<()> {
@@ -170,10 +200,9 @@ fn check_places(upper: &Path, work: &Path) -> Result<()> {
 
 /// Objects move from work to upper by rename, which does not cross mounts even of one filesystem.
 fn check_one_mount(root: &OwnedFd, work: &Workdir, upper: &Path, work_path: &Path) -> Result<()> {
-    let temp = work.temp();
-    sys::mkdir(temp.dir(), temp.name(), 0o700).on("write work directory", work_path)?;
-    let missing = OsStr::new("#plyfs-none/#plyfs-none");
-    match sys::rename(temp.dir(), temp.name(), root, missing, 0) {
+    // The kernel looks at the mounts before it finds that there is nothing to rename.
+    let missing = OsStr::new("#plyfs-none");
+    match sys::rename(work.dir(), missing, root, missing, 0) {
         Err(e) if sys::errno(&e) == sys::EXDEV => {
             let why = "not on the mount of the upper directory; both must be on one";
             Err(Error::refuse("open work directory", work_path, why))
@@ -234,82 +263,4 @@ fn holder(dir: &OwnedFd) -> Option<String> {
 fn named(pid: u32) -> Option<String> {
     let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(format!("process {pid} ({})", command.trim()))
-}
-
-struct Probe {
-    dialect: Dialect,
-    rename_whiteout: bool,
-    exchange: bool,
-}
-
-fn probe(work: &Workdir, options: &Options) -> io::Result<Probe> {
-    let file = work.temp();
-    sys::mknod(file.dir(), file.name(), sys::S_IFREG | 0o600, 0)?;
-    let space = probe_space(file.dir(), file.name(), options.namespace);
-    let style = probe_style(work, space, options.whiteouts)?;
-    Ok(Probe {
-        dialect: Dialect { space, style },
-        rename_whiteout: style == Style::Device && probe_rename_whiteout(work),
-        exchange: probe_exchange(work),
-    })
-}
-
-fn probe_space(dir: BorrowedFd<'_>, name: &OsStr, namespace: Namespace) -> Space {
-    let works = |space: Space| sys::set_xattr(dir, name, &space.key("probe"), b"y", 0).is_ok();
-    match namespace {
-        Namespace::User if works(Space::User) => Space::User,
-        Namespace::Trusted | Namespace::Auto if works(Space::Trusted) => Space::Trusted,
-        Namespace::Auto if works(Space::User) => Space::User,
-        _ => Space::None,
-    }
-}
-
-/// How deletions can be written: as asked for; else as devices, as files, or, inside another overlay,
-/// which takes neither, as xattrs.
-fn probe_style(work: &Workdir, space: Space, asked: Whiteouts) -> io::Result<Style> {
-    let works = |style: Style| match style {
-        Style::Device => probe_device(work),
-        Style::Dot => probe_dot(work),
-        Style::Xattr => space != Space::None,
-    };
-    let (styles, what): (&[Style], _) = match asked {
-        Whiteouts::Auto => (&[Style::Device, Style::Dot, Style::Xattr], "any sort of"),
-        Whiteouts::Device => (&[Style::Device], "device"),
-        Whiteouts::Dot => (&[Style::Dot], ".wh."),
-        Whiteouts::Xattr => (&[Style::Xattr], "xattr"),
-    };
-    styles.iter().copied().find(|style| works(*style)).ok_or_else(|| {
-        let why = format!(
-            "it refuses {what} whiteouts, so nothing could be deleted; put the upper directory on \
-             another filesystem{}",
-            if asked == Whiteouts::Auto { "" } else { " or leave out whiteouts=" }
-        );
-        io::Error::new(io::ErrorKind::Unsupported, why)
-    })
-}
-
-fn probe_device(work: &Workdir) -> bool {
-    let temp = work.temp();
-    sys::mknod(temp.dir(), temp.name(), sys::S_IFCHR, 0).is_ok()
-        && sys::stat(temp.dir(), temp.name()).is_ok_and(|stat| is_device(&stat))
-}
-
-fn probe_dot(work: &Workdir) -> bool {
-    let name = OsStr::new(".wh.#plyfs-probe");
-    let made = sys::mknod(work.dir(), name, sys::S_IFREG | 0o600, 0);
-    made.is_ok() && sys::unlink(work.dir(), name).is_ok()
-}
-
-fn probe_rename_whiteout(work: &Workdir) -> bool {
-    let (from, to) = (work.temp(), work.temp());
-    sys::mknod(from.dir(), from.name(), sys::S_IFREG | 0o600, 0).is_ok()
-        && sys::rename(from.dir(), from.name(), to.dir(), to.name(), sys::RENAME_WHITEOUT).is_ok()
-        && sys::stat(from.dir(), from.name()).is_ok_and(|stat| is_device(&stat))
-}
-
-fn probe_exchange(work: &Workdir) -> bool {
-    let (a, b) = (work.temp(), work.temp());
-    sys::mknod(a.dir(), a.name(), sys::S_IFREG | 0o600, 0).is_ok()
-        && sys::mkdir(b.dir(), b.name(), 0o700).is_ok()
-        && sys::rename(a.dir(), a.name(), b.dir(), b.name(), sys::RENAME_EXCHANGE).is_ok()
 }

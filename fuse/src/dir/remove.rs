@@ -140,11 +140,11 @@ impl Overlay {
     /// Moves an upper object to the work directory and leaves a whiteout, in one step.
     fn swap_for_whiteout(&self, upper: &Upper, held: &Held<'_>, name: &OsStr) -> io::Result<()> {
         let temp = upper.work.temp();
-        if upper.rename_whiteout {
+        if upper.can_rename_whiteout()? {
             return sys::rename(&*held.fd, name, temp.dir(), temp.name(), sys::RENAME_WHITEOUT);
         }
         held.make_whiteout(upper, &temp)?;
-        if upper.exchange {
+        if upper.can_exchange()? {
             return sys::rename(temp.dir(), temp.name(), &*held.fd, name, sys::RENAME_EXCHANGE);
         }
         sys::rename(temp.dir(), temp.name(), &*held.fd, name, 0)
