@@ -1,9 +1,11 @@
 //! Upper filesystems that lack something.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::path::{Path, PathBuf};
 
-use plyfs_fuse::options::Namespace;
+use plyfs_fuse::inode::Ino;
+use plyfs_fuse::options::{Namespace, Whiteouts};
+use plyfs_fuse::owner::Caller;
 use plyfs_fuse::{Options, Overlay};
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -75,5 +77,69 @@ fn trusted_attributes_are_refused_to_an_ordinary_user() {
     for options in [asked, read_only] {
         let said = refusal(options);
         assert!(said.contains("nouserxattr was given"), "{said}");
+    }
+}
+
+fn names(fs: &Overlay, dir: Ino) -> Vec<String> {
+    let handle = fs.open_dir(dir).unwrap();
+    let names = fs.read_dir(handle).unwrap();
+    let names = names.iter().map(|entry| entry.name.to_str().unwrap().to_owned());
+    let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
+    fs.release_dir(handle);
+    names.sort();
+    names
+}
+
+/// What `src` and `dst` hold; none where they do not exist.
+fn shown(fs: &Overlay) -> [Option<Vec<String>>; 2] {
+    ["src", "dst"].map(|name| {
+        let dir = fs.lookup(Ino::ROOT, OsStr::new(name)).ok()?.attr.ino;
+        let names = names(fs, dir);
+        fs.forget(dir, 1);
+        Some(names)
+    })
+}
+
+/// Empties `dst`, which merges, and moves `src`, of whatever layer, over it.
+fn moves_onto_an_emptied_directory(options: &Options, src_below: bool) {
+    let [src, dst] = ["src", "dst"].map(OsStr::new);
+    let me = Caller { uid: 0, gid: 0, umask: 0o022 };
+    let fs = Overlay::open(options).unwrap();
+    if !src_below {
+        fs.mkdir(me, Ino::ROOT, src, 0o755).unwrap();
+    }
+    let from = fs.lookup(Ino::ROOT, src).unwrap().attr.ino;
+    fs.mkdir(me, from, OsStr::new("new"), 0o755).unwrap();
+    let to = fs.lookup(Ino::ROOT, dst).unwrap().attr.ino;
+    fs.unlink(to, OsStr::new("x")).unwrap();
+    let before = shown(&fs);
+    fs.rename(Ino::ROOT, src, Ino::ROOT, dst, 0).unwrap();
+    let after = [None, before[0].clone()];
+    assert_eq!(shown(&fs), after);
+    fs.check_invariants().unwrap();
+    assert_eq!(fs.lookup(Ino::ROOT, dst).unwrap().attr.ino, from);
+    assert!(names(&fs, to).is_empty(), "what was replaced is empty");
+    drop(fs);
+    let fs = Overlay::open(options).unwrap();
+    assert_eq!(shown(&fs), after, "reopened");
+    fs.check_invariants().unwrap();
+}
+
+#[test]
+fn a_directory_moves_onto_an_emptied_one_where_there_are_no_attributes() {
+    needs!(Root);
+    for whiteouts in [Whiteouts::Dot, Whiteouts::Device] {
+        for src_below in [true, false] {
+            let sandbox = Sandbox::new();
+            let lower = sandbox.lower(1);
+            std::fs::create_dir(lower.join("dst")).unwrap();
+            std::fs::write(lower.join("dst/x"), "x").unwrap();
+            if src_below {
+                std::fs::create_dir_all(lower.join("src/old")).unwrap();
+            }
+            let ram = Ram::mount(sandbox.dir("ram"));
+            let options = Options { whiteouts, ..options(&lower, &ram.0) };
+            moves_onto_an_emptied_directory(&options, src_below);
+        }
     }
 }

@@ -364,6 +364,10 @@ impl Overlay {
         };
         let is_dir = sys::stat(&*here.fd, name)?.is_dir();
         let go = |flags: u32| sys::rename(&*here.fd, name, &*there.fd, new_name, flags);
+        let onto_dir = occupant.as_ref().is_some_and(|stat| stat.is_dir());
+        if onto_dir && self.is_marked_inside(there, new_name)? && upper.can_exchange()? {
+            return self.swap_over(upper, (here, name), (there, new_name), covers);
+        }
         if covers && occupant.is_none() && upper.dialect.style == Style::Xattr {
             // One that may stay: nothing below has the name, or it would be there.
             there.write_whiteout(upper, new_name)?;

@@ -208,7 +208,10 @@ impl Dialect {
             return sys::set_xattr(dir, name, &key, b"y", 0);
         }
         let inside = sys::open(dir, name, sys::O_PATH | sys::O_DIRECTORY)?;
-        sys::mknod(inside, OsStr::new(OPAQUE_FILE), sys::S_IFREG | 0o600, 0)
+        match sys::mknod(inside, OsStr::new(OPAQUE_FILE), sys::S_IFREG | 0o600, 0) {
+            Err(e) if sys::errno(&e) == sys::EEXIST => Ok(()),
+            other => other,
+        }
     }
 
     /// Says that a directory may hold xattr whiteouts; before the first one gets there.

@@ -249,7 +249,7 @@ impl Overlay {
     }
 
     /// Removes an upper directory that may still hold whiteouts.
-    fn remove_upper_dir(
+    pub(crate) fn remove_upper_dir(
         &self,
         upper: &Upper,
         held: &Held<'_>,

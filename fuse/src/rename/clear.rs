@@ -14,7 +14,7 @@ use crate::inode::Inode;
 use crate::origin::Origin;
 use crate::stack::Upper;
 use crate::sys;
-use crate::whiteout;
+use crate::whiteout::{self, Space};
 
 impl Overlay {
     /// Makes what is about to be replaced fit for it: a directory is emptied of whiteouts.
@@ -38,6 +38,12 @@ impl Overlay {
         let inside = sys::open(&*there.fd, target.name, sys::O_PATH | sys::O_DIRECTORY)
             .on("open", target.name)?;
         if sys::list(&inside).on("list", target.name)?.is_empty() {
+            return Ok(());
+        }
+        if self.stack.space == Space::None {
+            // The mark of a fresh one would be a file in it: `swap_over` takes the old one away.
+            upper.dialect.set_opaque(there.fd.as_fd(), target.name).on("clear", target.name)?;
+            inode.state.lock().lowers = Arc::default();
             return Ok(());
         }
         let temp = upper.work.temp();
@@ -64,6 +70,35 @@ impl Overlay {
         state.lowers = Arc::default();
         (state.impure, state.xattr_whiteouts) = (false, false);
         Ok(())
+    }
+
+    /// Moves a directory over one that [`Overlay::clear_target`] could not empty: they change places,
+    /// and the old one, which shows nothing wherever it is, goes.
+    pub(super) fn swap_over(
+        &self,
+        upper: &Upper,
+        (here, name): (&Held<'_>, &OsStr),
+        (there, new_name): (&Held<'_>, &OsStr),
+        covers: bool,
+    ) -> io::Result<()> {
+        let swap = || sys::rename(&*here.fd, name, &*there.fd, new_name, sys::RENAME_EXCHANGE);
+        swap()?;
+        if let Err(e) = self.remove_upper_dir(upper, here, name, covers) {
+            swap()?;
+            upper.dialect.drop_dot(here.fd.as_fd(), name);
+            return Err(e);
+        }
+        upper.dialect.drop_dot(there.fd.as_fd(), new_name);
+        Ok(())
+    }
+
+    /// Whether a directory of the upper layer holds marks that no rename goes over.
+    pub(super) fn is_marked_inside(&self, there: &Held<'_>, name: &OsStr) -> io::Result<bool> {
+        if self.stack.space != Space::None {
+            return Ok(false);
+        }
+        let inside = sys::open(&*there.fd, name, sys::O_PATH | sys::O_DIRECTORY)?;
+        Ok(!sys::list(&inside)?.is_empty())
     }
 
     /// The record by which a directory keeps its number when it no longer merges.
