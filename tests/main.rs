@@ -19,6 +19,7 @@ mod faults;
 mod layer_changes;
 mod overlay_bulk;
 mod overlay_model;
+mod overlay_open_data;
 mod overlay_stress;
 mod overlay_upper;
 mod semantics_acl;

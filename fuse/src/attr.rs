@@ -263,6 +263,7 @@ impl Overlay {
             if inode.kind == sys::S_IFLNK {
                 return Err(Error::code("chmod", inode.path(), sys::EOPNOTSUPP));
             }
+            self.open_before_change(inode);
             self.at(inode, |dir, name| sys::chmod(dir, name, mode)).on("chmod", inode.path())?;
         }
         if set.mode.is_some_and(|mode| mode & (sys::S_ISUID | sys::S_ISGID) != 0) {

@@ -157,6 +157,9 @@ impl Overlay {
         let parent = self.dir_inode(parent, "create")?;
         check_name(name)?;
         let upper = self.writable("create")?;
+        if matches!(new.node, Node::File) {
+            self.check_open_data(name)?;
+        }
         let held = self.hold(&parent)?;
         let place = self.place(&held, name)?;
         let aside = place == Place::Whiteout || (place == Place::Dot && is_dir(new.node));
@@ -194,8 +197,9 @@ impl Overlay {
         let inode = self.intern(parent, name, Found { stat: *stat, number, state }, 1);
         if let Some(fd) = file {
             inode.opens.fetch_add(1, Ordering::Relaxed);
-            inode.state.lock().data = Some(Arc::new(Data { fd, reads: true, writes: true }));
-            self.open_data.opened(&inode);
+            let data = Data { fd, reads: true, writes: true, count: self.open_data.count() };
+            inode.state.lock().data = Some(Arc::new(data));
+            self.bound_open_data(&inode);
         }
         inode
     }
@@ -363,6 +367,7 @@ impl Overlay {
     pub fn tmpfile(&self, caller: Caller, parent: Ino, mode: u32) -> Result<Entry> {
         let parent = self.dir_inode(parent, "tmpfile")?;
         let upper = self.writable("tmpfile")?;
+        self.check_open_data(OsStr::new(""))?;
         let held = self.hold(&parent)?;
         let mut birth = self.birth(caller, &parent, &held, New { node: Node::File, mode })?;
         self.inherit(&held, Node::File, &mut birth)?;
@@ -381,7 +386,9 @@ impl Overlay {
             |ino| Inode::new(ino, sys::S_IFREG, state),
         );
         inode.opens.fetch_add(1, Ordering::Relaxed);
-        inode.state.lock().data = Some(Arc::new(Data { fd: file, reads: true, writes: true }));
+        let data = Data { fd: file, reads: true, writes: true, count: self.open_data.count() };
+        inode.state.lock().data = Some(Arc::new(data));
+        self.bound_open_data(&inode);
         self.entry(&inode)
     }
 }

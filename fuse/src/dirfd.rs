@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -74,35 +75,77 @@ impl DirFds {
 }
 
 /// Inodes whose data is open, oldest first, with a bound: the data of the oldest is closed when too
-/// many are open and opened again at the next read or write.
+/// many are open and opened again at the next read or write. What could not be opened again (a file
+/// that was made read-only, of an ordinary user's daemon) stays open; when only such is left and the
+/// ceiling is reached, no more files can be opened.
 #[derive(Debug)]
 pub(crate) struct OpenData {
     limit: usize,
+    ceiling: usize,
+    open: Arc<AtomicUsize>,
     queue: Mutex<VecDeque<Weak<Inode>>>,
 }
 
+/// One descriptor of data, counted until it is closed.
+#[derive(Debug)]
+pub struct OpenCount(Arc<AtomicUsize>);
+
+impl Drop for OpenCount {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl OpenData {
-    /// A bound of `limit` descriptors.
-    pub(crate) fn new(limit: usize) -> OpenData {
-        OpenData { limit: limit.max(16), queue: Mutex::default() }
+    /// A bound of `limit` descriptors, and of `ceiling` with those that cannot be closed.
+    pub(crate) fn new(limit: usize, ceiling: usize) -> OpenData {
+        let limit = limit.max(16);
+        let ceiling = ceiling.max(limit + limit / 4);
+        OpenData { limit, ceiling, open: Arc::default(), queue: Mutex::default() }
     }
 
-    /// The data of an inode was opened.
-    pub(crate) fn opened(&self, inode: &Arc<Inode>) {
-        let mut evicted = Vec::new();
-        {
-            let mut queue = self.queue.lock();
-            queue.push_back(Arc::downgrade(inode));
-            while queue.len() > self.limit {
-                evicted.extend(queue.pop_front());
+    /// Counts a descriptor.
+    pub(crate) fn count(&self) -> OpenCount {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        OpenCount(self.open.clone())
+    }
+
+    /// The data of an inode was opened and is kept.
+    pub(crate) fn push(&self, inode: &Arc<Inode>) {
+        if inode.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let mut queue = self.queue.lock();
+        queue.push_back(Arc::downgrade(inode));
+        // What was closed or forgotten meanwhile goes, a little at a time.
+        for _ in 0..2 {
+            if queue.len() <= 2 * self.limit {
+                break;
+            }
+            let Some(old) = queue.pop_front().as_ref().and_then(Weak::upgrade) else { continue };
+            if old.state.lock().data.is_some() {
+                queue.push_back(Arc::downgrade(&old));
+            } else {
+                old.queued.store(false, Ordering::Release);
             }
         }
-        for old in evicted.iter().filter_map(Weak::upgrade) {
-            if !Arc::ptr_eq(&old, inode) {
-                let data = old.state.lock().data.take();
-                drop(data);
+    }
+
+    /// The inode whose turn it is to be closed; none while the bound is kept.
+    pub(crate) fn oldest(&self) -> Option<Arc<Inode>> {
+        let mut queue = self.queue.lock();
+        while self.open.load(Ordering::Relaxed) > self.limit {
+            if let Some(old) = queue.pop_front()?.upgrade() {
+                old.queued.store(false, Ordering::Release);
+                return Some(old);
             }
         }
+        None
+    }
+
+    /// Whether nothing more may be opened.
+    pub(crate) fn is_full(&self) -> bool {
+        self.open.load(Ordering::Relaxed) >= self.ceiling
     }
 }
 

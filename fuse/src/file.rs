@@ -17,6 +17,9 @@ use crate::inode::{Data, Ino, Inode, UpperAt};
 use crate::owner::Caller;
 use crate::sys::{self, Seek};
 
+/// How many of the oldest are looked at when one more is opened: some may have to stay.
+const EVICTIONS: usize = 8;
+
 impl Overlay {
     /// Opens a file; pair with [`Overlay::release`].
     pub fn open_file(&self, caller: Caller, ino: Ino, flags: i32) -> Result<()> {
@@ -34,6 +37,9 @@ impl Overlay {
         let truncates = flags & sys::O_TRUNC != 0;
         if writes || truncates {
             self.writable("open")?;
+        }
+        if inode.state.lock().data.is_none() {
+            self.check_open_data("")?;
         }
         if truncates {
             self.copy_up_data(inode, Some(0))?;
@@ -87,9 +93,50 @@ impl Overlay {
         if data.writes || state.upper.is_none() || state.lower_data.is_some() {
             state.data = Some(data.clone());
             drop(state);
-            self.open_data.opened(inode);
+            self.bound_open_data(inode);
         }
         Ok(data)
+    }
+
+    /// Puts an inode whose data is kept open into the queue, and closes what is too much.
+    pub(crate) fn bound_open_data(&self, inode: &Arc<Inode>) {
+        self.open_data.push(inode);
+        for _ in 0..EVICTIONS {
+            let Some(old) = self.open_data.oldest() else { return };
+            if Arc::ptr_eq(&old, inode) || !self.can_reopen(&old) {
+                self.open_data.push(&old);
+                continue;
+            }
+            let data = old.state.lock().data.take();
+            drop(data);
+        }
+    }
+
+    /// EMFILE when no more data can be opened without harm to what is open.
+    pub(crate) fn check_open_data(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        if self.open_data.is_full() {
+            return Err(Error::code("open", name, sys::EMFILE));
+        }
+        Ok(())
+    }
+
+    /// Whether the opened data of a file could be opened again as it is, found by doing.
+    fn can_reopen(&self, inode: &Arc<Inode>) -> bool {
+        let Some(data) = inode.state.lock().data.clone() else {
+            return true;
+        };
+        self.open_data(inode, data.writes)
+            .is_ok_and(|again| again.reads >= data.reads && again.writes >= data.writes)
+    }
+
+    /// Opens the data of a file that somebody has open before a change may make that impossible.
+    pub(crate) fn open_before_change(&self, inode: &Arc<Inode>) {
+        if inode.kind != sys::S_IFREG || inode.opens.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        if let Err(e) = self.data(inode, true) {
+            log::debug!("open before a change of mode: {e}");
+        }
     }
 
     fn open_data(&self, inode: &Arc<Inode>, write: bool) -> Result<Data> {
@@ -112,20 +159,21 @@ impl Overlay {
                 (None, None) => self.at(inode, |dir, name| sys::open(dir, name, flags)),
             }
         };
+        let count = self.open_data.count();
         if below.is_some() {
             if write {
                 return Err(Error::code("open", inode.path(), sys::ESTALE));
             }
             let fd = open(sys::O_RDONLY).on("open", inode.path())?;
-            return Ok(Data { fd, reads: true, writes: false });
+            return Ok(Data { fd, reads: true, writes: false, count });
         }
         if let Ok(fd) = open(sys::O_RDWR) {
-            return Ok(Data { fd, reads: true, writes: true });
+            return Ok(Data { fd, reads: true, writes: true, count });
         }
         // The daemon may not be allowed both: an ordinary user's own file of mode 0400, say.
         let flags = if write { sys::O_WRONLY } else { sys::O_RDONLY };
         let fd = open(flags).on("open", inode.path())?;
-        Ok(Data { fd, reads: !write, writes: write })
+        Ok(Data { fd, reads: !write, writes: write, count })
     }
 
     /// Reads; a short count means the end of the file.

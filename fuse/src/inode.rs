@@ -21,7 +21,7 @@ use dashmap::mapref::entry::Entry as Slot_;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
-use crate::dirfd::Slot;
+use crate::dirfd::{OpenCount, Slot};
 use crate::sys;
 
 /// An inode number, which is also the kernel's node id.
@@ -86,6 +86,8 @@ pub struct Data {
     pub reads: bool,
     /// It can be written; it is the upper object's then.
     pub writes: bool,
+    /// It counts as open.
+    pub count: OpenCount,
 }
 
 /// What changes in the life of an inode. Held for moments only.
@@ -139,6 +141,8 @@ pub struct Inode {
     pub kind: u32,
     /// Open files.
     pub opens: AtomicU32,
+    /// It is in the queue of those whose data is open.
+    pub queued: AtomicBool,
     /// No set-id bit can be left on the upper file, so a write need not look.
     pub plain_mode: AtomicBool,
     /// Held while the object is copied up.
@@ -157,6 +161,7 @@ impl Inode {
             generation: 0,
             kind,
             opens: AtomicU32::new(0),
+            queued: AtomicBool::new(false),
             plain_mode: AtomicBool::new(false),
             copy_up: Mutex::new(()),
             state: Mutex::new(state),

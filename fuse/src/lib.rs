@@ -131,7 +131,7 @@ impl Overlay {
             numbers,
             table: Table::new(root, options.nfs_export),
             dir_fds,
-            open_data: OpenData::new((free / 2).min(8192)),
+            open_data: OpenData::new((free / 2).min(8192), free / 8 * 5),
             open_dirs: DashMap::new(),
             next_handle: AtomicU64::new(1),
             moves: Mutex::new(()),
