@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn an_inode_in_use_waits_once_however_often_it_is_forgotten() {
         let make = |ino| Inode::new(ino, sys::S_IFREG, State::default());
-        let table = Table::new(Arc::new(make(Ino::ROOT)));
+        let table = Table::new(Arc::new(make(Ino::ROOT)), false);
         let intern = |number| table.intern((number, 1), |_| true, |number| number, make);
         let (used, other) = (intern(7), intern(8));
         for _ in 0..3 {

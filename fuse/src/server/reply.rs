@@ -8,11 +8,12 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr, Request,
 };
 
-use super::{Server, checked, convert, fail};
+use super::{INLINE_COPY, Server, checked, convert, fail};
 use crate::attr::Attr;
 use crate::inode::Ino;
 use crate::namei::Entry;
 use crate::owner::Caller;
+use crate::stats::Op;
 use crate::{Overlay, Result, sys};
 
 pub(super) fn generation(attr: &Attr) -> Generation {
@@ -84,6 +85,38 @@ impl Server {
                 reply.entry(&self.ttl, &convert::attr(&attr), generation(&attr));
             }
             Err(code) => reply.error(code),
+        }
+    }
+
+    /// Reads what the page cache has here, and the rest on another thread.
+    pub(super) fn serve_read(&self, ino: Ino, (offset, size): (u64, u32), reply: ReplyData) {
+        let timed = self.timed(Op::Read);
+        let reply = BUFFER.with_borrow_mut(|buffer| {
+            buffer.resize(size as usize, 0);
+            match timed.read_cached(ino, offset, buffer) {
+                Some(count) => {
+                    reply.data(&buffer[..count]);
+                    None
+                }
+                None => Some(reply),
+            }
+        });
+        if let Some(reply) = reply {
+            timed.leave();
+            self.dispatch(Op::Read, true, move |core| reply_read(core, reply, ino, offset, size));
+        }
+    }
+
+    /// Copies between two files, at most what the reply's 32 bits can count.
+    pub(super) fn serve_copy(&self, from: (Ino, u64), to: (Ino, u64), len: u64, reply: ReplyWrite) {
+        let len = len.min(1 << 30);
+        let job = move |core: &Overlay| {
+            reply_write(reply, core.copy_file_range(from.0, from.1, to.0, to.1, len));
+        };
+        if self.copies(INodeNo(to.0.0)) {
+            self.defer(Op::CopyFileRange, to.0, job);
+        } else {
+            self.dispatch(Op::CopyFileRange, len > INLINE_COPY, job);
         }
     }
 

@@ -13,11 +13,10 @@ use fuser::{
 };
 
 use super::reply::{
-    BUFFER, asker, caller, generation, ino, reply_empty, reply_listing, reply_listing_plus,
-    reply_read, reply_write, reply_xattr,
+    asker, caller, generation, ino, reply_empty, reply_listing, reply_listing_plus, reply_write,
+    reply_xattr,
 };
 use super::{INLINE_COPY, Server, checked, convert};
-use crate::Overlay;
 use crate::attr::{Attr, SetAttr};
 use crate::namei::Entry;
 use crate::stats::Op;
@@ -248,23 +247,7 @@ impl fuser::Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let timed = self.timed(Op::Read);
-        let reply = BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(size as usize, 0);
-            match timed.read_cached(ino(node), offset, buffer) {
-                Some(count) => {
-                    reply.data(&buffer[..count]);
-                    None
-                }
-                None => Some(reply),
-            }
-        });
-        if let Some(reply) = reply {
-            timed.leave();
-            self.dispatch(Op::Read, true, move |core| {
-                reply_read(core, reply, ino(node), offset, size)
-            });
-        }
+        self.serve_read(ino(node), (offset, size), reply);
     }
 
     fn write(
@@ -505,16 +488,6 @@ impl fuser::Filesystem for Server {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        // The reply has 32 bits for the count.
-        let len = len.min(1 << 30);
-        let (from, to) = ((ino(ino_in), offset_in), (ino(ino_out), offset_out));
-        let job = move |core: &Overlay| {
-            reply_write(reply, core.copy_file_range(from.0, from.1, to.0, to.1, len));
-        };
-        if self.copies(ino_out) {
-            self.defer(Op::CopyFileRange, ino(ino_out), job);
-        } else {
-            self.dispatch(Op::CopyFileRange, len > INLINE_COPY, job);
-        }
+        self.serve_copy((ino(ino_in), offset_in), (ino(ino_out), offset_out), len, reply);
     }
 }
