@@ -292,6 +292,7 @@ both! { an_ordinary_user_mounts_through_fusermount3, OnlyPlyfs, |t| {
     t.needs(t.is_root(), "root of the host: to become an ordinary user of it");
     let helper = Path::new("/usr/bin/fusermount3");
     t.needs(helper.exists() && mode(helper) & 0o4000 != 0, "fusermount3, set-user-id");
+    t.needs(exists("/etc/mtab"), "/etc/mtab, which fusermount3 reads");
     for dir in ["upper", "work", "merged"] {
         std::os::unix::fs::chown(t.at(dir), Some(65_534), Some(65_534)).unwrap();
     }

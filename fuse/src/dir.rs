@@ -177,6 +177,9 @@ impl Overlay {
         let stat = sys::stat(&*held.fd, name).on("stat", name)?;
         let inode = self.intern_new(&parent, name, &stat, file);
         drop(held);
+        if matches!(new.node, Node::File) {
+            self.bound_open_data(&inode);
+        }
         self.entry(&inode)
     }
 
@@ -199,7 +202,6 @@ impl Overlay {
             inode.opens.fetch_add(1, Ordering::Relaxed);
             let data = Data { fd, reads: true, writes: true, count: self.open_data.count() };
             inode.state.lock().data = Some(Arc::new(data));
-            self.bound_open_data(&inode);
         }
         inode
     }

@@ -98,7 +98,8 @@ impl Overlay {
         Ok(data)
     }
 
-    /// Puts an inode whose data is kept open into the queue, and closes what is too much.
+    /// Puts an inode whose data is kept open into the queue, and closes what is too much. No
+    /// directory's lock is held: others are opened by their names.
     pub(crate) fn bound_open_data(&self, inode: &Arc<Inode>) {
         self.open_data.push(inode);
         for _ in 0..EVICTIONS {

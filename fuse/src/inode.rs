@@ -5,9 +5,9 @@
 //! count rises before the reply that carries it is sent; when it falls to zero the inode leaves the
 //! table and its memory and descriptors are given back.
 //!
-//! Lock order: `copy_up`, then `Dir::ns` (ancestors before descendants, otherwise ascending
-//! numbers), then a shard of the table, then `state`. `state` and the shards are never held across
-//! a system call.
+//! Lock order: `copy_up` (an object before its directory), then `Dir::ns` (ancestors before
+//! descendants, otherwise ascending numbers), then a shard of the table, then `state`. `state` and the
+//! shards are never held across a system call.
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
