@@ -47,6 +47,7 @@ fn owner(path: PathBuf) -> (u32, u32) {
 
 both! { an_idmapped_mount_shows_and_stores_shifted_owners, Both("overlay mounts take no id map"), |t| {
     t.needs(t.backend != Backend::FuseOverlayfs, "a peer that takes id maps");
+    t.needs_ids();
     put(t.lower("low"), "low");
     put(t.lower("other"), "x");
     chown(t.lower("other"), Some(5), Some(6)).unwrap();

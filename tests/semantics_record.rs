@@ -152,6 +152,7 @@ both! { a_copy_up_keeps_the_owner_in_the_record, OnlyPlyfs, |t| {
 }}
 
 both! { a_device_that_cannot_be_copied_is_kept_in_the_record, OnlyPlyfs, |t| {
+    t.needs_ids();
     let stack = Stack {
         lowers: vec!["/dev".into()],
         options: "xattr_permissions=2".to_owned(),

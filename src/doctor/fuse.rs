@@ -208,6 +208,11 @@ fn try_fusermount(standing: Standing, scratch: &Scratch, answers: &mut Answers) 
         answers.leave("fuse.fusermount", format!("{}, not needed as root", helper.display()));
         return Ok(());
     }
+    if !Path::new("/etc/mtab").exists() {
+        // It would mount, and then nobody but root could unmount.
+        answers.say("fuse.fusermount", false, "it cannot unmount: /etc/mtab is missing");
+        return Ok(());
+    }
     let target = scratch.dir("fusermount").on("create a mountpoint in", "the state directory")?;
     answers.trial(&["fuse.fusermount"], |answers| {
         let met = help(&helper, &target).and_then(|fd| Hello::read(&mut File::from(fd)));
