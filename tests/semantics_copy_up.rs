@@ -276,7 +276,8 @@ fn others_go_on(t: &Test, fs: &Fs, work: impl FnOnce()) {
     });
     let bound = Duration::from_millis(300).max(took / 2);
     assert!(stall < bound, "an operation waited {stall:?} during one of {took:?}");
-    let enough = count > 5 || took < Duration::from_millis(50);
+    // On the thread that receives them at most the one would be done that is under way.
+    let enough = count > 1 || took < Duration::from_millis(100);
     assert!(enough, "{count} operations were done during one of {took:?}");
 }
 
