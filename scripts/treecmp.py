@@ -105,6 +105,16 @@ def load(source, ignore):
     return {name: entry for name, entry in tree.items() if not any(fnmatch.fnmatch(name, p) for p in ignore)}
 
 
+def as_on_disk(name, entry, layers):
+    """Whether a file is shown with the very contents that the topmost layer with its name has."""
+    for layer in layers:
+        path = os.path.join(layer, name)
+        if os.path.lexists(path):
+            there = describe(path, os.lstat(path))
+            return entry is not None and there["type"] == "file" and all(there[key] == entry.get(key) for key in ("type", "mode", "owner", "size", "content"))
+    return False
+
+
 def alone(tree):
     """A link group of one name (the others are outside or ignored) is no group."""
     sizes = {}
@@ -172,6 +182,7 @@ def main():
     parser.add_argument("--times-before", metavar="EPOCH", type=float, default=float(2**40), help="compare times only where one is older")
     parser.add_argument("--holes", action="store_true", help="a sparse file must stay sparse")
     parser.add_argument("--or", dest="other", metavar="C", help="a name may also be in B as it is in C")
+    parser.add_argument("--or-layers", dest="other_layers", metavar="DIRS", help="a file may also be in B as the first of these, DIR:DIR..., has it")
     options = parser.parse_args()
     if (options.save is None) == (options.b is None):
         parser.error("either --save FILE A, or A B")
@@ -184,6 +195,9 @@ def main():
     if options.other:
         still = {name for name, _ in differences(load(options.other, options.ignore), load(options.b, options.ignore), options)}
         found = [(name, text) for name, text in found if name in still]
+    if options.other_layers:
+        shows = load(options.b, options.ignore)
+        found = [(name, text) for name, text in found if not as_on_disk(name, shows.get(name), options.other_layers.split(":"))]
     lines = [f"{shown(name)}: {text}" for name, text in found]
     for line in lines[:40]:
         print(line)
