@@ -5,7 +5,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, lchown, symlink};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -336,4 +336,35 @@ both! { a_copy_up_and_a_copied_range_share_blocks_where_the_filesystem_can, |t| 
     fs.unmount();
     assert!(is_shared(&up.join("f")), "the copy-up copied");
     assert!(is_shared(&up.join("copy")), "the range was copied");
+}}
+
+both! { looking_at_a_file_while_its_data_is_copied_takes_nothing_back, OnlyPlyfs, |t| {
+    let files: Vec<String> = (0..60).map(|n| format!("f{n}")).collect();
+    for name in &files {
+        put(t.lower(name), &"o".repeat(200 << 10));
+    }
+    let fs = t.mount_with("metacopy=on,timeout=0", &[]);
+    for name in &files {
+        chmod(fs.at(name), 0o600);
+    }
+    let now = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while let Some(name) = files.get(now.load(Ordering::Relaxed)) {
+                    fs::metadata(fs.at(name)).unwrap();
+                }
+            });
+        }
+        for name in &files {
+            let file = File::options().read(true).write(true).open(fs.at(name)).unwrap();
+            file.write_at(b"NEW", 0).unwrap();
+            file.write_at(b"SECOND", 100).unwrap();
+            now.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    for name in &files {
+        let text = fs::read(t.upper(name)).unwrap();
+        assert_eq!((&text[..3], &text[100..106]), (&b"NEW"[..], &b"SECOND"[..]), "{name}");
+    }
 }}

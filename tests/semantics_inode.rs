@@ -8,7 +8,7 @@ use rustix::mount::{MountFlags, mount, mount_bind};
 
 use crate::semantics_kit::sys::Mapping;
 use crate::semantics_kit::{
-    Stack, append, both, chmod, exists, listed_ino, mv, names, plant, put, stat, text,
+    Fs, Stack, append, both, chmod, exists, listed_ino, mv, names, plant, put, stat, text,
 };
 
 const TREE: [&str; 5] = ["d", "d/f=old", "d/sub", "d/l->f", "f=old"];
@@ -170,6 +170,36 @@ both! { a_lower_pair_stays_linked_over_a_write_and_a_remount, Both(BROKEN_LINKS)
     append(fs.at("d/b"), "!");
     assert_eq!(text(fs.at("a")), "oldnew!");
     assert_eq!(text(t.lower("a")), "old");
+}}
+
+both! { a_lower_pair_without_a_file_handle_stays_linked_too, OnlyPlyfs, |t| {
+    // What is mounted inside a layer is on a filesystem that no origin record can name.
+    let inside = t.layer("lower/in", &[]);
+    let none = c"";
+    mount("none", &inside, "tmpfs", MountFlags::empty(), none).unwrap();
+    put(inside.join("a"), "old");
+    for name in ["b", "c"] {
+        fs::hard_link(inside.join("a"), inside.join(name)).unwrap();
+    }
+    let check = |fs: &Fs, expected: &[&str]| {
+        assert_eq!(names(fs.at("in")), expected);
+        for name in expected {
+            let file = fs.at("in").join(name);
+            let links = stat(&file).nlink();
+            assert_eq!((text(&file), links), ("new".into(), expected.len() as u64), "{name}");
+            assert_eq!(ino(&file), ino(fs.at("in/a")), "{name}");
+        }
+    };
+    let mut fs = t.mount(&[]);
+    assert_eq!(ino(fs.at("in/b")), ino(fs.at("in/a")));
+    put(fs.at("in/a"), "new");
+    check(&fs, &["a", "b", "c"]);
+    fs.remount();
+    check(&fs, &["a", "b", "c"]);
+    fs::remove_file(fs.at("in/b")).unwrap();
+    check(&fs, &["a", "c"]);
+    fs.remount();
+    check(&fs, &["a", "c"]);
 }}
 
 both! { a_lower_pair_stays_linked_over_a_change_of_mode, Both(BROKEN_LINKS), |t| {

@@ -125,13 +125,17 @@ impl Overlay {
             (state.lowers.clone(), state.lower.clone(), state.lower_data.clone())
         };
         let data = data.or_else(|| file.clone());
-        let (dir, name) = match (dirs.first(), file) {
-            (Some(dir), _) => (self.lower_dir(dir)?, std::ffi::OsString::new()),
-            (None, Some(file)) => (self.lower_dir(&file.dir)?, file.name),
+        let (dir, name, layer) = match (dirs.first(), file) {
+            (Some(dir), _) => (self.lower_dir(dir)?, std::ffi::OsString::new(), dir.layer),
+            (None, Some(file)) => (self.lower_dir(&file.dir)?, file.name, file.dir.layer),
             (None, None) => return Err(io::Error::from_raw_os_error(sys::ESTALE)),
         };
         let stat = sys::stat(&*dir, &name)?;
-        let origin = self.origin_of(dir.as_fd(), &name, stat.dev);
+        let origin = if stat.nlink > 1 && !stat.is_dir() {
+            Some(self.group_origin(dir.as_fd(), &name, (layer, &stat)))
+        } else {
+            self.origin_of(dir.as_fd(), &name, stat.dev)
+        };
         let link = inode.link().filter(|_| self.may_metacopy(&stat));
         let path = link.map(|link| self.lower_path(&link.parent).join(&*link.name));
         Ok(Source { dir, name, stat, path, data, origin })

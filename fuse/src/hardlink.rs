@@ -1,7 +1,8 @@
 //! Hard-link groups that survive copy-up and remount.
 //!
 //! When a lower file with several names is copied up, the copy also gets a name in `work/index`,
-//! made from the lower file's handle, as the kernel's overlay does with `index=on`. Any other name
+//! made from the lower file's handle, as the kernel's overlay does with `index=on`, or from what stat tells of it where a
+//! file system has no handles. Any other name
 //! of the group, found in a lower layer later, leads there. The count of names over the merged tree
 //! is kept in the `overlay.nlink` xattr, relative to the upper count (`U+n`), or to the lower one
 //! (`L+n`) while a change of the upper count is under way: so it is right after a crash at any step.
@@ -40,6 +41,19 @@ impl Overlay {
         Some(Origin { uuid, handle_type: handle.kind, handle: handle.bytes })
     }
 
+    /// The record of a lower file with several names, by which all of them find one copy: that of its
+    /// handle, or where there is none, of what stat tells. Without one the names would be one object to the
+    /// kernel, and its copy have one of them only.
+    pub(crate) fn group_origin(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        (layer, stat): (usize, &Stat),
+    ) -> Origin {
+        let layer = self.stack.layers.len() - layer;
+        self.origin_of(dir, name, stat.dev).unwrap_or_else(|| Origin::of_inode(layer, stat))
+    }
+
     /// An upper object with an origin and several links: a member of a group, if the index has it.
     pub(crate) fn join_group(
         &self,
@@ -69,9 +83,8 @@ impl Overlay {
         let Some(index) = self.stack.upper.as_ref().and_then(|upper| upper.work.index()) else {
             return Ok(());
         };
-        let Some(origin) = self.origin_of(dir, name, found.stat.dev) else {
-            return Ok(());
-        };
+        let layer = found.state.lower.as_ref().map_or(0, |file| file.dir.layer);
+        let origin = self.group_origin(dir, name, (layer, &found.stat));
         let key = OsString::from(origin.hex());
         let Some(stat) = sys::has(index, &key)? else {
             return Ok(());
@@ -82,6 +95,10 @@ impl Overlay {
         found.state.upper = Some(UpperAt::Index(key.as_os_str().into()));
         found.state.has_origin = true;
         found.stat = stat;
+        if origin.is_of_inode() {
+            // No other name can tell the number that the lower file had.
+            found.number = self.upper_number(&stat);
+        }
         Ok(())
     }
 

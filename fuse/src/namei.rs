@@ -108,9 +108,29 @@ impl Overlay {
             if view.is_stale(parent) {
                 continue;
             }
-            let found = self.resolve(&view, name).on("lookup", name)?;
-            return Ok(found.map(|found| self.intern(parent, name, found, 1)));
+            let Some(found) = self.resolve(&view, name).on("lookup", name)? else {
+                return Ok(None);
+            };
+            let back = self.live.then(|| found.duplicate());
+            let inode = self.intern(parent, name, found, 1);
+            if back.is_some_and(|found| goes_back(&inode.state.lock(), &found.state)) {
+                self.go_back((&view, name), &inode).on("lookup", name)?;
+            }
+            return Ok(Some(inode));
         }
+    }
+
+    /// Takes over that an object lost its upper file or data behind the mount, unless it is we who are
+    /// giving it one. The lock of its directory is held.
+    fn go_back(&self, (view, name): (&View, &OsStr), inode: &Arc<Inode>) -> io::Result<()> {
+        let Some(_copying) = inode.copy_up.try_lock() else { return Ok(()) };
+        // What was found before the lock was taken may have been overtaken.
+        if let Some(found) = self.resolve(view, name)?.filter(|f| f.number == inode.ino.0) {
+            let mut state = inode.state.lock();
+            copy_state(&mut state, &found.state);
+            state.lowers = found.state.lowers.clone();
+        }
+        Ok(())
     }
 
     /// The places of a directory; take it before the directory's lock and ask `is_stale` after.
@@ -253,7 +273,7 @@ impl Overlay {
             // It lost the names the kernel knew, but has this one.
             state.upper = found.state.upper.clone();
         }
-        if self.live {
+        if self.live && !goes_back(&state, &found.state) {
             copy_state(&mut state, &found.state);
             state.lowers = found.state.lowers.clone();
         }
@@ -269,6 +289,13 @@ fn is_pinned_to(inode: &Inode, stat: &Stat) -> bool {
         _ => return false,
     };
     sys::fstat(&*pin).is_ok_and(|own| own.nlink > 0 && (own.dev, own.ino) == (stat.dev, stat.ino))
+}
+
+/// Whether a lookup found less than is known: no upper object, or one without data. It may have looked
+/// before a copy-up was done.
+fn goes_back(known: &State, found: &State) -> bool {
+    known.upper.is_some()
+        && (found.upper.is_none() || (known.lower_data.is_none() && found.lower_data.is_some()))
 }
 
 /// Takes over what a lookup learnt of an object's place.

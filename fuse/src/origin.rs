@@ -6,6 +6,9 @@
 //! order of the machine that made it; a record of the other order is unknown, as to the
 //! kernel. In the index directory the record's lower-case hex is the name of an entry.
 
+use crate::attr::Time;
+use crate::sys::Stat;
+
 const VERSION: u8 = 0;
 const MAGIC: u8 = 0xfb;
 const BIG_ENDIAN: u8 = 1;
@@ -24,6 +27,11 @@ const INO64_GEN: u8 = 0x81;
 /// Object, root and generation (btrfs, without the parent).
 const BTRFS: u8 = 0x4d;
 
+/// Our own: an inode of a layer whose file system has no usable handles. In the place of the UUID stands
+/// what no file system has, so that to the kernel the origin is not known.
+const OF_INODE: u8 = 0xf1;
+const NO_UUID: [u8; 16] = *b"plyfs: of inode\0";
+
 /// A lower inode, named in a way that outlives its path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Origin {
@@ -36,6 +44,23 @@ pub struct Origin {
 }
 
 impl Origin {
+    /// The name of an inode that has no handle: what tells it from every other one of its layer as long as
+    /// nobody writes there. `layer` counts from the lowest, so that it stays when layers are put on top.
+    pub(crate) fn of_inode(layer: usize, stat: &Stat) -> Origin {
+        let mut handle = Vec::with_capacity(48);
+        let time = |time: Time| [time.sec.cast_unsigned(), u64::from(time.nsec)];
+        let words = [[layer as u64, stat.ino], time(stat.ctime), time(stat.mtime)];
+        for word in words.into_iter().flatten().chain([stat.size]) {
+            handle.extend_from_slice(&word.to_ne_bytes());
+        }
+        Origin { uuid: NO_UUID, handle_type: OF_INODE, handle }
+    }
+
+    /// Whether this names an inode without a handle, which tells no number.
+    pub(crate) fn is_of_inode(&self) -> bool {
+        self.handle_type == OF_INODE && self.uuid == NO_UUID
+    }
+
     /// The value of `overlay.origin`. Empty for a handle longer than any file system has:
     /// to the kernel an empty value is an origin that is not known.
     pub fn encode(&self) -> Vec<u8> {
@@ -123,6 +148,24 @@ mod tests {
     fn bytes(hex: &str) -> Vec<u8> {
         let digits = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
         (0..hex.len()).step_by(2).map(digits).collect()
+    }
+
+    #[test]
+    fn inodes_without_handles_are_told_apart() {
+        let time = |sec| Time { sec, nsec: 5 };
+        let stat = Stat { ino: 7, size: 3, ctime: time(1), mtime: time(-1), ..Stat::default() };
+        let origin = Origin::of_inode(1, &stat);
+        assert_eq!(Origin::decode(&origin.encode()), Some(origin.clone()));
+        assert!(origin.is_of_inode() && origin.inode_number().is_none());
+        for other in [
+            Stat { ino: 8, ..stat },
+            Stat { size: 4, ..stat },
+            Stat { ctime: time(2), ..stat },
+            Stat { mtime: time(1), ..stat },
+        ] {
+            assert_ne!(Origin::of_inode(1, &other), origin);
+        }
+        assert_ne!(Origin::of_inode(2, &stat), origin);
     }
 
     #[test]
