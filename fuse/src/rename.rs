@@ -392,9 +392,17 @@ impl Overlay {
         } else if covers && upper.can_rename_whiteout()? {
             go(sys::RENAME_WHITEOUT)?;
         } else {
+            let whiteout = upper.work.temp();
+            if covers {
+                here.make_whiteout(upper, &whiteout)?;
+            }
             go(0)?;
             if covers {
-                here.write_whiteout(upper, name)?;
+                // The object has moved, whatever becomes of the whiteout that was ready.
+                match sys::rename(whiteout.dir(), whiteout.name(), &*here.fd, name, 0) {
+                    Ok(()) => whiteout.keep(),
+                    Err(e) => log::warn!("{name:?}: the lower object shows again: {e}"),
+                }
             }
         }
         upper.dialect.drop_dot(there.fd.as_fd(), new_name);

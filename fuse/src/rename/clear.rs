@@ -63,6 +63,7 @@ impl Overlay {
         // It is another directory from here on, and does not merge; the rename may still fail.
         let fresh = sys::open(&*there.fd, target.name, sys::O_PATH | sys::O_DIRECTORY)
             .on("open", target.name)?;
+        self.note_copy(inode, fresh.as_fd(), OsStr::new(""));
         if let Some(dir) = inode.dir() {
             self.dir_fds.fill(&dir.slot, Arc::new(fresh));
         }
