@@ -143,6 +143,18 @@ fn whiteouts_of_every_dialect_are_deletions() {
 }
 
 #[test]
+fn whiteouts_left_in_an_opaque_directory_are_no_files() {
+    let layers = Layers::new();
+    layers.file("lower/d/x", "");
+    layers.file("upper/d/x", "");
+    layers.mark("upper/d", "user.overlay.opaque", "y");
+    layers.mark("upper/d", "user.overlay.xwhiteouts", "y");
+    layers.mark("upper/d/x", "user.overlay.whiteout", "y");
+    assert_eq!(layers.changes(&["lower"]), ["C /d", "D /d/x"]);
+    assert_eq!(layers.layer(&["lower"]).names, ["d/", "d/.wh..wh..opq", "d/.wh.x"]);
+}
+
+#[test]
 fn a_deletion_of_nothing_is_no_change() {
     let layers = Layers::new();
     layers.file("top/.wh.a", "");

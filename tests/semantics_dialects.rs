@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::semantics_kit::{
     Backend, Stack, Test, append, backend, both, chmod, errno, exists, facts, mode, mv, names, put,
-    rename, set_xattr, text, whiteout,
+    rename, set_xattr, stat, text, whiteout,
 };
 
 const LOW: [&str; 6] = ["d", "d/f=old", "d/g=old", "d/sub", "d/sub/h=deep", "x=old"];
@@ -231,6 +231,31 @@ both! { a_metadata_only_file_without_data_is_an_error_and_never_zeros, |t| {
     assert!(fs::read(fs.at("f")).is_err());
     let written = File::options().append(true).open(fs.at("f"));
     assert!(written.and_then(|mut x| std::io::Write::write_all(&mut x, b"x")).is_err());
+}}
+
+both! { a_file_without_data_takes_no_other_from_the_listing, |t| {
+    let low = t.layer("low", &["d"]);
+    for n in 0..30 {
+        put(low.join(format!("d/good{n:02}")), "x");
+    }
+    for name in ["a", "good15-bad", "z"] {
+        File::create(low.join("d").join(name)).unwrap().set_len(5000).unwrap();
+        set_xattr(low.join("d").join(name), &t.attribute("metacopy"), b"").unwrap();
+    }
+    let options = if t.is_root() { "metacopy=on" } else { "" }.to_owned();
+    let fs = t.mount_stack(Stack { lowers: vec![low], options, ..t.stack() });
+    for _ in 0..2 {
+        assert_eq!(names(fs.at("d")).len(), 33);
+        for n in 0..30 {
+            assert_eq!(text(fs.at(format!("d/good{n:02}"))), "x");
+        }
+    }
+    if t.backend == Backend::Plyfs {
+        assert_eq!(stat(fs.at("d/a")).len(), 5000);
+        assert_eq!(errno(fs::read(fs.at("d/a"))), Errno::IO);
+        fs::rename(fs.at("d/z"), fs.at("d/b")).unwrap_err();
+        fs::remove_dir_all(fs.at("d")).unwrap();
+    }
 }}
 
 both! { whiteouts_inside_an_opaque_directory_are_tolerated, |t| {

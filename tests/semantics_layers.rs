@@ -11,7 +11,8 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::semantics_kit::backend::said;
 use crate::semantics_kit::{
-    Stack, Test, append, both, errno, exists, names, plant, put, set_xattr, stat, text, wait_until,
+    Backend, Stack, Test, append, both, errno, exists, names, plant, put, set_xattr, stat, text,
+    wait_until,
 };
 
 both! { the_top_layer_wins_and_directories_merge, |t| {
@@ -218,6 +219,29 @@ both! { an_upper_or_workdir_in_use_is_refused_with_its_holder, OnlyPlyfs, |t| {
     drop(fs);
     let fs = t.mount_stack(Stack { point, ..t.stack() });
     assert_eq!(text(fs.at("f")), "still works");
+}}
+
+both! { a_lower_that_is_written_to_is_refused, |t| {
+    t.needs(t.backend != Backend::FuseOverlayfs, "a peer that looks");
+    put(t.upper("f"), "the only one");
+    let inside = [t.at("upper"), t.layer("upper/sub", &[]), t.at("work"), t.layer("work/sub", &[])];
+    let link = t.at("link");
+    symlink(t.at("upper"), &link).unwrap();
+    for lower in inside.into_iter().chain([link]) {
+        let refused = t.try_mount(Stack { lowers: vec![lower.clone()], ..t.stack() });
+        let said = refused.err().unwrap_or_else(|| panic!("{lower:?} was accepted"));
+        assert!(t.backend != Backend::Plyfs || said.contains(lower.to_str().unwrap()), "{said}");
+    }
+    assert!(exists(t.at("work/sub")));
+    assert_eq!(text(t.upper("f")), "the only one");
+}}
+
+both! { an_upper_inside_a_lower_is_accepted, |t| {
+    let home = t.layer("home", &["u", "w", "f=x"]);
+    let upper = Some((home.join("u"), home.join("w")));
+    let fs = t.mount_stack(Stack { lowers: vec![home.clone()], upper, ..t.stack() });
+    put(fs.at("new"), "new");
+    assert_eq!(text(home.join("u/new")), "new");
 }}
 
 both! { two_mounts_share_their_lowers, |t| {

@@ -2,16 +2,18 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::semantics_kit::{
-    Backend, Stack, Test, append, as_user, backend, both, chmod, errno, exists, mode, names, plant,
-    put, text, wait_until,
+    Backend, Stack, Test, append, as_user, backend, both, chmod, errno, exists, mode, mtime, names,
+    plant, put, set_times, set_xattr, stat, text, wait_until, xattr,
 };
 
 /// The processes that serve mounts.
@@ -322,4 +324,63 @@ both! { an_ordinary_user_mounts_through_fusermount3, OnlyPlyfs, |t| {
     as_nobody(t, &["mount", "-o", &shared]).unwrap();
     assert_eq!(text(t.at("merged/new")), "new");
     as_nobody(t, &["umount"]).unwrap();
+}}
+
+both! { an_ordinary_user_changes_his_read_only_files, OnlyPlyfs, |t| {
+    t.needs(t.is_root(), "root of the host: to become an ordinary user of it");
+    let helper = Path::new("/usr/bin/fusermount3");
+    t.needs(helper.exists() && mode(helper) & 0o4000 != 0, "fusermount3, set-user-id");
+    t.needs(exists("/etc/mtab"), "/etc/mtab, which fusermount3 reads");
+    let own = |path: &Path| std::os::unix::fs::chown(path, Some(65_534), Some(65_534)).unwrap();
+    plant(&t.at("lower"), &["f=data", "h=data", "g=data", "d", "d/f=data"]);
+    fs::hard_link(t.lower("h"), t.lower("h2")).unwrap();
+    for name in ["f", "h", "g", "d/f", "d"] {
+        own(&t.lower(name));
+        chmod(t.lower(name), if name == "d" { 0o555 } else { 0o444 });
+        set_xattr(t.lower(name), "user.own", b"value").unwrap();
+    }
+    for dir in ["upper", "work", "merged"] {
+        own(&t.at(dir));
+    }
+    for options in ["", ",metacopy=on"] {
+        as_nobody(t, &["mount", "-o", &(backend::list(&t.stack()) + options)]).unwrap();
+        let at = |name: &str| t.at("merged").join(name);
+        as_user(65_534, || {
+            set_times(at("h"), 5, 0);
+            fs::remove_file(at("h2")).unwrap();
+            assert_eq!((mode(at("h")), stat(at("h")).nlink(), mtime(at("h")).0), (0o444, 1, 5));
+            fs::hard_link(at("h"), at("h3")).unwrap();
+            fs::rename(at("f"), at("moved")).unwrap();
+            chmod(at("g"), 0o644);
+            append(at("g"), "!");
+            chmod(at("d"), 0o700);
+            fs::rename(at("d/f"), at("d/moved")).unwrap();
+            assert_eq!((text(at("moved")), text(at("g"))), ("data".into(), "data!".into()));
+            assert_eq!((text(at("d/moved")), mode(at("d/moved"))), ("data".into(), 0o444));
+            assert_eq!(xattr(at("moved"), "user.own").unwrap(), b"value");
+        });
+        as_nobody(t, &["umount"]).unwrap();
+        for dir in ["upper", "work"] {
+            fs::remove_dir_all(t.at(dir)).unwrap();
+            fs::create_dir(t.at(dir)).unwrap();
+            own(&t.at(dir));
+        }
+    }
+}}
+
+both! { a_signal_at_any_moment_leaves_no_dead_mount, OnlyPlyfs, |t| {
+    plant(&t.at("lower"), &["f=x"]);
+    for pause in 0..20 {
+        let mut command = Command::new(backend::plyfs());
+        command.args(["mount", "-f", "-o", &backend::list(&t.stack())]).arg(t.at("merged"));
+        let mut server = command.stderr(Stdio::null()).spawn().unwrap();
+        if pause < 10 {
+            wait_until("a mount", || mounted(&t.at("merged")).is_some());
+        }
+        std::thread::sleep(Duration::from_micros(100 * pause));
+        let pid = Pid::from_child(&server);
+        kill_process(pid, Signal::TERM).unwrap();
+        server.wait().unwrap();
+        assert!(mounted(&t.at("merged")).is_none(), "round {pause}");
+    }
 }}

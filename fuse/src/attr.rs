@@ -194,7 +194,7 @@ impl Overlay {
 
     /// A metacopy has no blocks; the file it stands for has.
     fn fix_blocks(&self, inode: &Inode, attr: &mut Attr) {
-        let data = inode.state.lock().lower_data.clone();
+        let data = inode.state.lock().lower_data.clone().filter(|data| !data.is_nowhere());
         let Some(data) = data else { return };
         if let Ok(stat) = self.lower_dir(&data.dir).and_then(|dir| sys::stat(dir, &data.name)) {
             attr.blocks = stat.blocks;

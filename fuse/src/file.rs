@@ -153,9 +153,7 @@ impl Overlay {
         let open = |flags: i32| {
             let flags = flags | sys::O_NONBLOCK;
             match (&below, &pin) {
-                (Some(file), _) => {
-                    self.lower_dir(&file.dir).and_then(|dir| sys::open(&*dir, &file.name, flags))
-                }
+                (Some(file), _) => self.open_lower(file, flags),
                 (None, Some(fd)) => sys::reopen(&**fd, flags),
                 (None, None) => self.at(inode, |dir, name| sys::open(dir, name, flags)),
             }

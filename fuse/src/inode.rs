@@ -57,6 +57,25 @@ pub struct LowerFile {
     pub name: OsString,
 }
 
+impl LowerFile {
+    /// The place of data that is nowhere to be found: whoever asks for it gets EIO, never zeros.
+    pub fn nowhere() -> LowerFile {
+        let dir = LowerDir {
+            layer: 0,
+            path: PathBuf::new(),
+            xattr_whiteouts: false,
+            impure: false,
+            slot: Arc::default(),
+        };
+        LowerFile { dir: Arc::new(dir), name: OsString::new() }
+    }
+
+    /// Whether this is [`LowerFile::nowhere`].
+    pub fn is_nowhere(&self) -> bool {
+        self.name.is_empty()
+    }
+}
+
 /// A name of an object in the merged tree.
 #[derive(Debug, Clone)]
 pub struct Link {

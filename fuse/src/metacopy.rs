@@ -90,8 +90,8 @@ impl Overlay {
             return Ok(false);
         };
         let space = self.stack.space;
-        sys::set_xattr(dir.as_fd(), name, &space.key("redirect"), &value, 0)?;
-        sys::set_xattr(dir.as_fd(), name, &space.key("metacopy"), b"", 0)?;
+        sys::set_mark(dir.as_fd(), name, &space.key("redirect"), &value)?;
+        sys::set_mark(dir.as_fd(), name, &space.key("metacopy"), b"")?;
         Ok(true)
     }
 }

@@ -183,7 +183,8 @@ impl Overlay {
     fn step(&self, dir: BorrowedFd<'_>, name: &OsStr, xattr_whiteouts: bool) -> io::Result<Step> {
         let stat = match sys::stat(dir, name) {
             Ok(stat) => stat,
-            Err(e) if matches!(sys::errno(&e), sys::ENOENT | sys::ENOTDIR) => {
+            // A layer whose names may be shorter than ours does not have a long one.
+            Err(e) if matches!(sys::errno(&e), sys::ENOENT | sys::ENOTDIR | sys::ENAMETOOLONG) => {
                 return Ok(Step::Miss);
             }
             Err(e) => return Err(e),
@@ -217,7 +218,6 @@ impl Overlay {
         }
         let Some(upper) = &self.stack.upper else { return Ok(found) };
         let marks = side::marks(upper, (dir, &name), stat.kind())?;
-        refuse_foreign(&marks, sparse)?;
         if let Some(origin) = &marks.origin {
             found.state.has_origin = true;
             if self.table.number_of_copy(stat.dev, stat.ino).is_none() {
@@ -227,9 +227,7 @@ impl Overlay {
                 self.join_group(&mut found, origin, &marks)?;
             }
         }
-        if marks.metacopy {
-            found.state.lower_data = Some(walk.data(&marks)?);
-        }
+        found.state.lower_data = walk.data_of(&marks, sparse)?;
         Ok(found)
     }
 
@@ -319,14 +317,15 @@ fn looks_empty(stat: &Stat) -> bool {
         && (stat.blocks <= for_xattrs || stat.blocks.saturating_mul(512) < stat.size)
 }
 
-fn refuse_foreign(marks: &Marks, sparse: bool) -> io::Result<()> {
-    if marks.foreign_metacopy && sparse && !marks.metacopy {
+/// Whether a file bears a metacopy mark that this mount must not believe, and has no data itself.
+fn is_foreign(marks: &Marks, sparse: bool) -> bool {
+    let foreign = marks.foreign_metacopy && sparse && !marks.metacopy;
+    if foreign {
         log::warn!(
             "a file bears a metacopy mark of the other namespace; mount with userxattr to read it"
         );
-        return Err(io::Error::from_raw_os_error(sys::EIO));
     }
-    Ok(())
+    foreign
 }
 
 /// A name is one component of at most 255 bytes.

@@ -48,10 +48,12 @@ impl Origin {
     /// nobody writes there. `layer` counts from the lowest, so that it stays when layers are put on top.
     pub(crate) fn of_inode(layer: usize, stat: &Stat) -> Origin {
         let mut handle = Vec::with_capacity(48);
-        let time = |time: Time| [time.sec.cast_unsigned(), u64::from(time.nsec)];
-        let words = [[layer as u64, stat.ino], time(stat.ctime), time(stat.mtime)];
-        for word in words.into_iter().flatten().chain([stat.size]) {
-            handle.extend_from_slice(&word.to_ne_bytes());
+        handle.extend_from_slice(&(layer as u64).to_ne_bytes());
+        handle.extend_from_slice(&stat.ino.to_ne_bytes());
+        handle.extend_from_slice(&stat.size.to_ne_bytes());
+        for time in [stat.ctime, stat.mtime] {
+            handle.extend_from_slice(&time.sec.to_ne_bytes());
+            handle.extend_from_slice(&time.nsec.to_ne_bytes());
         }
         Origin { uuid: NO_UUID, handle_type: OF_INODE, handle }
     }

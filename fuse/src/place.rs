@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::Overlay;
 use crate::dir::Held;
 use crate::error::{Context, Error, Result};
-use crate::inode::{Inode, Link, LowerDir, State, UpperAt};
+use crate::inode::{Inode, Link, LowerDir, LowerFile, State, UpperAt};
 use crate::namei::View;
 use crate::stack::Stack;
 use crate::sys;
@@ -58,6 +58,14 @@ impl Overlay {
             let root = &self.stack.layers[dir.layer].root;
             sys::open_beneath(root, &dir.path, sys::O_PATH | sys::O_DIRECTORY)
         })
+    }
+
+    /// Opens the data of a lower file.
+    pub(crate) fn open_lower(&self, file: &LowerFile, flags: i32) -> io::Result<OwnedFd> {
+        if file.is_nowhere() {
+            return Err(io::Error::from_raw_os_error(sys::EIO));
+        }
+        sys::open(&*self.lower_dir(&file.dir)?, &file.name, flags)
     }
 
     /// Descriptor of the upper directory, `None` while there is none. No directory's lock may be

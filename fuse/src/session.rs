@@ -26,19 +26,27 @@ pub struct Session {
     id: Option<u64>,
 }
 
-/// Opens the layers, mounts at `mountpoint` and completes the handshake with the kernel.
+/// Opens the layers, mounts at `mountpoint` and completes the handshake with the kernel. TERM, INT, HUP
+/// and USR1 are blocked in this thread then, for [`Session::run`].
 pub fn mount(options: Options, mountpoint: &Path) -> Result<Session> {
     options.validate().map_err(|e| Error::refuse("mount", mountpoint, e.to_string()))?;
     let mountpoint = mountpoint.canonicalize().on("mount", mountpoint)?;
     let core = Arc::new(Overlay::open(&options)?);
     check_place(&core, &mountpoint)?;
-    let device = attach(&options, &core, &mountpoint)?;
-    let id = mount_id(&mountpoint);
-    let inner = Serving::start(core.clone(), device).map_err(|e| {
-        take_off(&mountpoint, id);
-        Error::new("mount", &mountpoint, e)
-    })?;
-    Ok(Session { inner, core, mountpoint, id })
+    // From here on there is a mount that a signal has to take off: it waits until it is served.
+    sys::block_signals().on("block signals", &mountpoint)?;
+    let session = attach(&options, &core, &mountpoint).and_then(|device| {
+        let id = mount_id(&mountpoint);
+        let inner = Serving::start(core.clone(), device).map_err(|e| {
+            take_off(&mountpoint, id);
+            Error::new("mount", &mountpoint, e)
+        })?;
+        Ok(Session { inner, core, mountpoint: mountpoint.clone(), id })
+    });
+    if session.is_err() {
+        sys::unblock_signals().on("unblock signals", &mountpoint)?;
+    }
+    session
 }
 
 /// A mount on a layer's root is fine, one below it is not where our paths would lead into it.
@@ -91,7 +99,6 @@ impl Session {
     pub fn run(self) -> Result<()> {
         let counters = self.counters();
         let Session { inner, mountpoint, id, .. } = self;
-        sys::block_signals().on("block signals", &mountpoint)?;
         let place = mountpoint.clone();
         let watch = std::thread::Builder::new().name("plyfs-signals".into());
         watch

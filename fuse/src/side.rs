@@ -34,7 +34,7 @@ pub(crate) fn set_mark(
     key: &str,
     value: &[u8],
 ) -> io::Result<()> {
-    match sys::set_xattr(dir, name, &upper.dialect.space.key(key), value, 0) {
+    match sys::set_mark(dir, name, &upper.dialect.space.key(key), value) {
         Err(e) if matches!(sys::errno(&e), sys::EPERM | sys::EOPNOTSUPP) => {
             match set(upper, (dir, name), key, value) {
                 // No handles either: what the mark says is lost at the next mount.

@@ -6,6 +6,7 @@
 
 mod probe;
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -154,6 +155,7 @@ fn open_upper(options: &Options, path: &Path, work_path: &Path) -> Result<Upper>
     let root = sys::open_root(path).on("open upper directory", path)?;
     let work_root = sys::open_root(work_path).on("open work directory", work_path)?;
     check_places(path, work_path)?;
+    check_overlap(options, [(path, &root), (work_path, &work_root)])?;
     let (a, b) =
         (sys::fstat(&root).on("stat", path)?, sys::fstat(&work_root).on("stat", work_path)?);
     if a.dev != b.dev {
@@ -194,6 +196,29 @@ fn check_places(upper: &Path, work: &Path) -> Result<()> {
     if upper.starts_with(&work) || work.starts_with(&upper) {
         let why = "upper and work directory must not be inside each other; give each its own";
         return Err(Error::refuse("mount", work, why));
+    }
+    Ok(())
+}
+
+/// A lower directory that is the upper or the work directory, or inside, would change under its reader;
+/// the kernel's overlay refuses it too. An upper directory inside a lower one is fine.
+fn check_overlap(options: &Options, changing: [(&Path, &OwnedFd); 2]) -> Result<()> {
+    let mut seen = HashSet::new();
+    for lower in options.lowers.iter().chain(&options.data_lowers) {
+        let place = lower.canonicalize().on("open lower directory", lower)?;
+        for above in place.ancestors() {
+            if !seen.insert(above.to_path_buf()) {
+                break;
+            }
+            let stat = sys::open_root(above).and_then(sys::fstat).on("stat", above)?;
+            for (path, dir) in &changing {
+                let other = sys::fstat(dir).on("stat", path)?;
+                if (stat.dev, stat.ino) == (other.dev, other.ino) {
+                    let why = format!("is, or is inside, {}, which is written to", path.display());
+                    return Err(Error::refuse("open lower directory", lower, why));
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -176,7 +176,10 @@ fn has_opaque_device(dir: BorrowedFd<'_>) -> io::Result<bool> {
 pub fn has_dot(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
     match dot_name(name) {
         None => Ok(false),
-        Some(dot) => Ok(sys::has(dir, &dot)?.is_some()),
+        Some(dot) => match sys::has(dir, &dot) {
+            Err(e) if sys::errno(&e) == sys::ENAMETOOLONG => Ok(false),
+            found => Ok(found?.is_some()),
+        },
     }
 }
 
@@ -202,10 +205,11 @@ impl Dialect {
     pub fn set_opaque(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         if self.space != Space::None {
             let key = self.space.key("opaque");
-            if self.style == Style::Xattr && sys::get_xattr(dir, name, &key)?.is_some() {
-                sys::set_xattr(dir, name, &self.space.key(LEFT), b"y", 0)?;
+            // An earlier mount may have written xattr whiteouts, whatever this one writes.
+            if sys::get_xattr(dir, name, &key)?.is_some_and(|value| value == b"x") {
+                sys::set_mark(dir, name, &self.space.key(LEFT), b"y")?;
             }
-            return sys::set_xattr(dir, name, &key, b"y", 0);
+            return sys::set_mark(dir, name, &key, b"y");
         }
         let inside = sys::open(dir, name, sys::O_PATH | sys::O_DIRECTORY)?;
         match sys::mknod(inside, OsStr::new(OPAQUE_FILE), sys::S_IFREG | 0o600, 0) {
@@ -219,8 +223,8 @@ impl Dialect {
         let (top, key) = (OsStr::new(""), self.space.key("opaque"));
         match sys::get_xattr(dir, top, &key)?.as_deref() {
             Some(b"x") => Ok(()),
-            Some(_) => sys::set_xattr(dir, top, &self.space.key(LEFT), b"y", 0),
-            None => sys::set_xattr(dir, top, &key, b"x", 0),
+            Some(_) => sys::set_mark(dir, top, &self.space.key(LEFT), b"y"),
+            None => sys::set_mark(dir, top, &key, b"x"),
         }
     }
 
@@ -230,7 +234,7 @@ impl Dialect {
             return sys::mknod(dir, name, sys::S_IFCHR, 0);
         }
         sys::mknod(dir, name, sys::S_IFREG | 0o600, 0)?;
-        sys::set_xattr(dir, name, &self.space.key("whiteout"), b"y", 0)
+        sys::set_mark(dir, name, &self.space.key("whiteout"), b"y")
     }
 
     /// Deletes a name that nothing in the upper directory has, where one call does that.

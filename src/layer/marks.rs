@@ -115,6 +115,7 @@ fn take(marks: &mut Marks, believed: bool, key: &[u8], value: Vec<u8>) -> bool {
     match key {
         b"opaque" if value == b"y" => marks.opaque = true,
         b"opaque" if value == b"x" => marks.xattr_whiteouts = true,
+        b"xwhiteouts" if believed => marks.xattr_whiteouts = true,
         b"whiteout" => marks.whiteout = true,
         b"origin" => marks.origin = true,
         b"redirect" | b"metacopy" if !believed => return false,

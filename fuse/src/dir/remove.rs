@@ -141,11 +141,15 @@ impl Overlay {
     fn swap_for_whiteout(&self, upper: &Upper, held: &Held<'_>, name: &OsStr) -> io::Result<()> {
         let temp = upper.work.temp();
         if upper.can_rename_whiteout()? {
-            return sys::rename(&*held.fd, name, temp.dir(), temp.name(), sys::RENAME_WHITEOUT);
+            return sys::as_mover(&held.fd, name, || {
+                sys::rename(&*held.fd, name, temp.dir(), temp.name(), sys::RENAME_WHITEOUT)
+            });
         }
         held.make_whiteout(upper, &temp)?;
         if upper.can_exchange()? {
-            return sys::rename(temp.dir(), temp.name(), &*held.fd, name, sys::RENAME_EXCHANGE);
+            return sys::as_mover(&held.fd, name, || {
+                sys::rename(temp.dir(), temp.name(), &*held.fd, name, sys::RENAME_EXCHANGE)
+            });
         }
         sys::rename(temp.dir(), temp.name(), &*held.fd, name, 0)
     }
@@ -268,7 +272,7 @@ impl Overlay {
         }
         let temp = upper.work.temp();
         let aside = temp.name().to_owned();
-        sys::rename(&*held.fd, name, temp.dir(), &aside, 0)?;
+        sys::as_mover(&held.fd, name, || sys::rename(&*held.fd, name, temp.dir(), &aside, 0))?;
         temp.keep();
         discard(upper, &aside);
         Ok(())

@@ -9,11 +9,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Found, Step, View, looks_empty, refuse_foreign};
+use super::{Found, Step, View, is_foreign, looks_empty};
 use crate::Overlay;
 use crate::inode::{LowerDir, LowerFile, State, UpperAt};
 use crate::redirect;
-use crate::sys::{S_IFREG, Stat};
+use crate::sys::{self, S_IFREG, Stat};
 use crate::whiteout::{self, Marks};
 
 /// A mark that matters only if a lower layer has the name, so it is looked for then.
@@ -134,11 +134,8 @@ impl<'a> Walk<'a> {
         let sparse = looks_empty(&stat);
         if sparse || (dir.impure && stat.kind() == S_IFREG && stat.size > 0) {
             let marks = whiteout::marks(fd, &self.name, overlay.stack.space)?;
-            refuse_foreign(&marks, sparse)?;
-            if marks.metacopy {
-                self.below = dir.layer + 1;
-                found.state.lower_data = Some(self.data(&marks)?);
-            }
+            self.below = dir.layer + 1;
+            found.state.lower_data = self.data_of(&marks, sparse)?;
         }
         Ok(found)
     }
@@ -262,8 +259,23 @@ impl<'a> Walk<'a> {
         Ok(false)
     }
 
+    /// Where the data of a file with these marks is, if not in itself. A metacopy whose data is missing
+    /// keeps its name and attributes; only its data cannot be had.
+    pub(super) fn data_of(&mut self, marks: &Marks, sparse: bool) -> io::Result<Option<LowerFile>> {
+        if is_foreign(marks, sparse) {
+            return Ok(Some(LowerFile::nowhere()));
+        }
+        if !marks.metacopy {
+            return Ok(None);
+        }
+        match self.data(marks) {
+            Err(e) if sys::errno(&e) == sys::EIO => Ok(Some(LowerFile::nowhere())),
+            other => other.map(Some),
+        }
+    }
+
     /// The file that has the data of a metacopy: the first regular one below it that is no metacopy.
-    pub(super) fn data(&mut self, marks: &Marks) -> io::Result<LowerFile> {
+    fn data(&mut self, marks: &Marks) -> io::Result<LowerFile> {
         let below = self.below;
         self.follow(marks, below);
         match self.absolute.take() {

@@ -52,10 +52,13 @@ impl Overlay {
             upper.dialect.set_opaque(temp.dir(), temp.name())?;
             let stat = sys::fstat(&inside)?;
             let (from, to) = ((inside.as_fd(), OsStr::new("")), (temp.dir(), temp.name()));
-            self.copy_owner(from, to, &stat)?;
+            let mode = self.copy_owner(from, to, &stat)?;
             crate::xattr::copy(from, to, self.options.xattr_permissions, true)?;
             if let Some(origin) = self.origin_below(inode, &inside)? {
                 self.write_origin(temp.dir(), temp.name(), &origin)?;
+            }
+            if let Some(mode) = mode {
+                sys::chmod(temp.dir(), temp.name(), mode)?;
             }
             sys::rename(temp.dir(), temp.name(), &*there.fd, target.name, sys::RENAME_EXCHANGE)
         };

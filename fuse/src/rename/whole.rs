@@ -53,7 +53,7 @@ impl Overlay {
         };
         self.copy_up(inode)?;
         let key = self.stack.space.key("redirect");
-        self.at(inode, |dir, name| sys::set_xattr(dir, name, &key, &value, 0))
+        self.at(inode, |dir, name| sys::set_mark(dir, name, &key, &value))
             .on("redirect", inode.path())?;
         inode.state.lock().redirect = Some(OsStr::from_bytes(&value).into());
         Ok(())

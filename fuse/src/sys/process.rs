@@ -31,6 +31,15 @@ pub fn block_signals() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }
 
+/// Lets the signals of [`block_signals`] through again.
+pub fn unblock_signals() -> io::Result<()> {
+    let set = signal_set();
+    // SAFETY: both pointers are valid or null as the call allows.
+    let result =
+        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+}
+
 /// Waits for one of the signals of [`block_signals`]; true for USR1.
 pub fn wait_signal() -> io::Result<bool> {
     let set = signal_set();
