@@ -6,7 +6,6 @@
 //! order of the machine that made it; a record of the other order is unknown, as to the
 //! kernel. In the index directory the record's lower-case hex is the name of an entry.
 
-use crate::attr::Time;
 use crate::sys::Stat;
 
 const VERSION: u8 = 0;
@@ -128,6 +127,7 @@ fn wide(first: u32, second: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attr::Time;
 
     /// Records the kernel wrote (6.18, x86-64): file system, record, st_ino of the lower.
     #[cfg(target_endian = "little")]
