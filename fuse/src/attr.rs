@@ -4,13 +4,14 @@
 //! counts one link, as the kernel's overlay does, since only a full walk could count more.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::Overlay;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode};
+use crate::lend;
 use crate::owner::Caller;
 use crate::sys::{self, FsStat, NewTimes, Stat};
 
@@ -148,7 +149,13 @@ impl Overlay {
 
     pub(crate) fn attr(&self, inode: &Arc<Inode>) -> Result<Attr> {
         let (stat, over) = self
-            .at(inode, |dir, name| Ok((sys::stat(dir, name)?, self.read_override(dir, name)?)))
+            .at(inode, |dir, name| {
+                let stat = {
+                    let _settled = lend::settled();
+                    sys::stat(dir, name)?
+                };
+                Ok((stat, self.read_override(dir, name)?))
+            })
             .at("stat", || inode.path())?;
         let mut attr = self.raw(inode, &stat);
         if let Some(over) = over {
@@ -264,7 +271,11 @@ impl Overlay {
                 return Err(Error::code("chmod", inode.path(), sys::EOPNOTSUPP));
             }
             self.open_before_change(inode);
-            self.at(inode, |dir, name| sys::chmod(dir, name, mode)).on("chmod", inode.path())?;
+            let change = |dir: BorrowedFd<'_>, name: &OsStr| {
+                let _settled = lend::settled();
+                sys::chmod(dir, name, mode)
+            };
+            self.at(inode, change).on("chmod", inode.path())?;
         }
         if set.mode.is_some_and(|mode| mode & (sys::S_ISUID | sys::S_ISGID) != 0) {
             // Again: a write at the same moment may have found the bits not set yet.

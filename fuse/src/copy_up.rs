@@ -3,7 +3,7 @@
 //! The twin is built in the work directory and renamed into place, so everybody sees either the
 //! lower object or the finished upper one. Directories above come first, topmost first. Order on
 //! the twin: data, owner, xattrs, mode, times; each step undoes part of a later one if done after
-//! it, and a daemon without privilege sets no xattrs on what is read-only. The times of the directory that gets the twin are put back.
+//! it, or could not be done after it by an ordinary user's daemon. The times of the directory that gets the twin are put back.
 //!
 //! Locking: takes the inode's `copy_up` lock and looks again after taking it; no namespace lock is
 //! held by the caller, and the parent's is taken only around the rename. So nobody waits for the
@@ -18,6 +18,7 @@ use crate::Overlay;
 use crate::attr::SetTime;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode, LowerFile, UpperAt};
+use crate::lend;
 use crate::origin::Origin;
 use crate::side;
 use crate::stack::Upper;
@@ -152,14 +153,12 @@ impl Overlay {
             kind => self.make_special(dir, name, (kind | 0o600, stat.rdev))?,
         }
         let from = (source.dir.as_fd(), &*source.name);
-        let mode = self.copy_owner(from, (dir, name), stat)?;
+        self.copy_owner(from, (dir, name), stat)?;
         xattr::copy(from, (dir, name), self.options.xattr_permissions, stat.is_dir())?;
         if let Some(origin) = &source.origin {
             self.write_origin(dir, name, origin)?;
         }
-        if let Some(mode) = mode {
-            sys::chmod(dir, name, mode)?;
-        }
+        self.copy_mode((dir, name), stat)?;
         let times =
             NewTimes { atime: Some(SetTime::At(stat.atime)), mtime: Some(SetTime::At(stat.mtime)) };
         sys::set_times(dir, name, times)?;
@@ -254,15 +253,7 @@ impl Overlay {
                     self.publish_group(temp.name(), origin, &source.stat, place)?
                 }
                 None => {
-                    let go = || sys::rename(temp.dir(), temp.name(), &*parent, &link.name, 0);
-                    sys::as_mover(&temp.dir(), temp.name(), go)?;
-                    // A read-only directory moves for who may write to it.
-                    if inode.is_dir() && source.stat.mode & 0o200 == 0 {
-                        let mode = sys::stat(&*parent, &link.name)?.mode & 0o7777;
-                        if mode & 0o200 != 0 && !self.identity.uses_override() {
-                            sys::chmod(&*parent, &link.name, mode & !0o200)?;
-                        }
-                    }
+                    lend::rename(temp.dir(), temp.name(), &*parent, &link.name, 0)?;
                     UpperAt::Named
                 }
             };
@@ -308,8 +299,7 @@ impl Overlay {
             return Ok(());
         };
         let (before, to) = self.at(inode, |dir, name| {
-            let open = || sys::open(dir, name, sys::O_RDWR | sys::O_NONBLOCK);
-            Ok((sys::stat(dir, name)?, sys::as_writer(&dir, name, open)?))
+            Ok((sys::stat(dir, name)?, lend::open(dir, name, sys::O_RDWR | sys::O_NONBLOCK)?))
         })?;
         let from = self.open_lower(&data, sys::O_RDONLY | sys::O_NONBLOCK)?;
         copy_data(&from, &to, before.size)?;
@@ -319,8 +309,8 @@ impl Overlay {
         }
         restore_times(to.as_fd(), &before)?;
         let space = self.stack.space;
-        sys::remove_mark(&to, OsStr::new(""), &space.key("metacopy"))?;
-        if let Err(e) = sys::remove_mark(&to, OsStr::new(""), &space.key("redirect")) {
+        lend::remove_xattr(&to, OsStr::new(""), &space.key("metacopy"))?;
+        if let Err(e) = lend::remove_xattr(&to, OsStr::new(""), &space.key("redirect")) {
             log::debug!("{:?}: redirect of a file with data stays: {e}", data.name);
         }
         let mut state = inode.state.lock();
@@ -334,7 +324,7 @@ impl Overlay {
         if dir.state.lock().impure {
             return Ok(());
         }
-        match sys::set_mark(fd, OsStr::new(""), &self.stack.space.key("impure"), b"y") {
+        match lend::set_xattr(fd, OsStr::new(""), &self.stack.space.key("impure"), b"y") {
             Err(e) if matches!(sys::errno(&e), sys::EPERM | sys::EOPNOTSUPP) => {}
             other => other?,
         }

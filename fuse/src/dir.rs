@@ -24,6 +24,7 @@ use crate::attr::{decode_dev, encode_dev};
 use crate::error::{Context, Error, Result};
 use crate::identity::{disk_acl, disk_mode};
 use crate::inode::{Data, Ino, Inode, State, UpperAt};
+use crate::lend;
 use crate::namei::{Entry, Found, View, check_name};
 use crate::owner::Caller;
 use crate::stack::Upper;
@@ -301,7 +302,7 @@ impl Overlay {
             upper.dialect.set_opaque(at, temp.name()).on("make opaque", name)?;
         }
         if place == Place::Whiteout && upper.can_exchange().on("create", name)? {
-            sys::rename(at, temp.name(), to, name, sys::RENAME_EXCHANGE).on("create", name)?;
+            lend::rename(at, temp.name(), to, name, sys::RENAME_EXCHANGE).on("create", name)?;
             // What is left in the work directory is the whiteout; the guard removes it.
             return Ok(file);
         }
@@ -453,9 +454,9 @@ fn is_dir(node: Node<'_>) -> bool {
 /// Renames a new object to its name; where the filesystem has no flags, plainly, since the lock of
 /// the directory keeps the name free.
 fn rename_new(temp: &Temp<'_>, dir: BorrowedFd<'_>, name: &OsStr, flags: u32) -> io::Result<()> {
-    match sys::rename(temp.dir(), temp.name(), dir, name, flags) {
+    match lend::rename(temp.dir(), temp.name(), dir, name, flags) {
         Err(e) if flags != 0 && matches!(sys::errno(&e), sys::EINVAL | sys::ENOSYS) => {
-            sys::rename(temp.dir(), temp.name(), dir, name, 0)
+            lend::rename(temp.dir(), temp.name(), dir, name, 0)
         }
         other => other,
     }

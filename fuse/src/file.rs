@@ -14,6 +14,7 @@ use crate::Overlay;
 use crate::attr::without_set_id;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Data, Ino, Inode, UpperAt};
+use crate::lend;
 use crate::owner::Caller;
 use crate::sys::{self, Seek};
 
@@ -84,7 +85,12 @@ impl Overlay {
         if let Some(data) = inode.state.lock().data.as_ref().filter(|data| fits(data)) {
             return Ok(data.clone());
         }
-        let data = Arc::new(self.open_data(inode, write)?);
+        let open = || self.open_data(inode, write, false);
+        let data = Arc::new(open().or_else(|e| match sys::errno(&e.source) {
+            // The mode may be newer than the caller's descriptor.
+            sys::EACCES => self.open_data(inode, write, true),
+            _ => Err(e),
+        })?);
         if inode.opens.load(Ordering::Acquire) == 0 {
             return Ok(data);
         }
@@ -126,7 +132,7 @@ impl Overlay {
         let Some(data) = inode.state.lock().data.clone() else {
             return true;
         };
-        self.open_data(inode, data.writes)
+        self.open_data(inode, data.writes, false)
             .is_ok_and(|again| again.reads >= data.reads && again.writes >= data.writes)
     }
 
@@ -140,7 +146,8 @@ impl Overlay {
         }
     }
 
-    fn open_data(&self, inode: &Arc<Inode>, write: bool) -> Result<Data> {
+    /// Opens the data of a file; of an upper one with the rights of [`lend`] if `lent`.
+    fn open_data(&self, inode: &Arc<Inode>, write: bool, lent: bool) -> Result<Data> {
         let (below, pin) = {
             let state = inode.state.lock();
             let pin = match &state.upper {
@@ -154,7 +161,9 @@ impl Overlay {
             let flags = flags | sys::O_NONBLOCK;
             match (&below, &pin) {
                 (Some(file), _) => self.open_lower(file, flags),
+                (None, Some(fd)) if lent => lend::open(&**fd, OsStr::new(""), flags),
                 (None, Some(fd)) => sys::reopen(&**fd, flags),
+                (None, None) if lent => self.at(inode, |dir, name| lend::open(dir, name, flags)),
                 (None, None) => self.at(inode, |dir, name| sys::open(dir, name, flags)),
             }
         };

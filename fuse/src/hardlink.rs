@@ -16,6 +16,7 @@ use crate::Overlay;
 use crate::copy_up::restore_times;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Inode, LowerFile, UpperAt};
+use crate::lend;
 use crate::namei::Found;
 use crate::origin::Origin;
 use crate::side;
@@ -120,7 +121,7 @@ impl Overlay {
         sys::rename(upper.work.dir(), temp, index, &key, 0)?;
         // The group is copied up by now, whatever fails from here on: the name leads to the index.
         let named = || -> io::Result<()> {
-            sys::link(index, &key, place.0, place.1)?;
+            lend::lend(&[(place.0, OsStr::new(""))], || sys::link(index, &key, place.0, place.1))?;
             let now = sys::stat(index, &key)?.nlink;
             self.write_count(index, &key, 'U', i64::from(lower.nlink) - i64::from(now))
         };
@@ -154,7 +155,7 @@ impl Overlay {
             self.write_lower_count(index, &key, lower_count)?;
             self.write_count(index, &key, 'L', i64::from(count) - i64::from(lower_count))?;
             let before = sys::fstat(place.0)?;
-            sys::link(index, &key, place.0, place.1)?;
+            lend::lend(&[(place.0, OsStr::new(""))], || sys::link(index, &key, place.0, place.1))?;
             restore_times(place.0, &before)?;
             let upper_count = sys::stat(index, &key)?.nlink;
             self.write_count(index, &key, 'U', i64::from(count) - i64::from(upper_count))

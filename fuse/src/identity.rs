@@ -84,15 +84,15 @@ impl Overlay {
         self.at(inode, change).on("set owner record", inode.path())
     }
 
-    /// Gives the upper twin of an object, or a directory made in the place of another, the owner of
-    /// `from`, and returns the mode to give it, which comes last. An id that has no name in our user
-    /// namespace cannot be set; where such ids are shown as another one, that one is stored.
+    /// Gives the upper twin of an object, or a directory made in the place of another, the owner
+    /// of `from`, and the record where there are records. An id that has no name in our user namespace cannot be set; where
+    /// such ids are shown as another one, that one is stored.
     pub(crate) fn copy_owner(
         &self,
         from: (BorrowedFd<'_>, &OsStr),
         (dir, name): (BorrowedFd<'_>, &OsStr),
         stat: &Stat,
-    ) -> io::Result<Option<u32>> {
+    ) -> io::Result<()> {
         let (mut ids, mut shown) = ((stat.uid, stat.gid), (stat.mode, encode_dev(stat.rdev)));
         let records = self.identity.uses_override();
         if let Some(record) = self.read_override(from.0, from.1)? {
@@ -106,9 +106,23 @@ impl Overlay {
                 done?;
             }
         }
-        self.write_override(dir, name, ids, shown)?;
-        let mode = if records { disk_mode(shown.0, stat.is_dir()) } else { stat.mode };
-        Ok(Some(mode).filter(|_| stat.kind() != sys::S_IFLNK))
+        if records && stat.kind() != sys::S_IFLNK {
+            sys::chmod(dir, name, disk_mode(shown.0, stat.is_dir()))?;
+        }
+        self.write_override(dir, name, ids, shown)
+    }
+
+    /// Gives such a twin its mode, where that is not in a record: it may close the twin to the
+    /// daemon, so what needs the right to write comes before.
+    pub(crate) fn copy_mode(
+        &self,
+        (dir, name): (BorrowedFd<'_>, &OsStr),
+        stat: &Stat,
+    ) -> io::Result<()> {
+        if self.identity.uses_override() || stat.kind() == sys::S_IFLNK {
+            return Ok(());
+        }
+        sys::chmod(dir, name, stat.mode)
     }
 
     /// Makes a fifo, a socket or a device. Where there are records, an empty file stands for a device

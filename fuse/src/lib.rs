@@ -34,6 +34,7 @@ mod file;
 mod hardlink;
 mod identity;
 pub mod inode;
+mod lend;
 mod metacopy;
 pub mod namei;
 mod number;

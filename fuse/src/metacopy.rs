@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::Overlay;
 use crate::inode::{LowerDir, LowerFile};
+use crate::lend;
 use crate::namei::View;
 use crate::redirect;
 use crate::sys::{self, Stat};
@@ -90,8 +91,8 @@ impl Overlay {
             return Ok(false);
         };
         let space = self.stack.space;
-        sys::set_mark(dir.as_fd(), name, &space.key("redirect"), &value)?;
-        sys::set_mark(dir.as_fd(), name, &space.key("metacopy"), b"")?;
+        lend::set_xattr(dir.as_fd(), name, &space.key("redirect"), &value)?;
+        lend::set_xattr(dir.as_fd(), name, &space.key("metacopy"), b"")?;
         Ok(true)
     }
 }

@@ -17,6 +17,7 @@ use crate::Overlay;
 use crate::attr::Attr;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode, LowerDir, State, UpperAt};
+use crate::lend;
 use crate::side;
 use crate::sys::{self, Stat};
 use crate::whiteout::{self, Marks};
@@ -148,7 +149,8 @@ impl Overlay {
         let Some(upper) = &parent.upper else {
             return walk.lowers();
         };
-        match self.step(upper.as_fd(), name, parent.xattr_whiteouts)? {
+        let step = || self.step(upper.as_fd(), name, parent.xattr_whiteouts);
+        match lend::lend(&[(upper.as_fd(), name)], step)? {
             Step::Miss => {
                 walk.pending.push(Pending::Dot(Place::Upper(upper.clone()), name.to_owned()));
                 walk.lowers()

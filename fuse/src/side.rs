@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStringExt;
 
+use crate::lend;
 use crate::origin::Origin;
 use crate::stack::Upper;
 use crate::sys;
@@ -34,7 +35,7 @@ pub(crate) fn set_mark(
     key: &str,
     value: &[u8],
 ) -> io::Result<()> {
-    match sys::set_mark(dir, name, &upper.dialect.space.key(key), value) {
+    match lend::set_xattr(dir, name, &upper.dialect.space.key(key), value) {
         Err(e) if matches!(sys::errno(&e), sys::EPERM | sys::EOPNOTSUPP) => {
             match set(upper, (dir, name), key, value) {
                 // No handles either: what the mark says is lost at the next mount.
@@ -46,6 +47,11 @@ pub(crate) fn set_mark(
     }
 }
 
+/// The marks of an upper directory, or those of another upper object that it bears itself.
+pub(crate) fn dir_marks(dir: BorrowedFd<'_>, name: &OsStr, space: Space) -> io::Result<Marks> {
+    lend::lend(&[(dir, name)], || whiteout::marks(dir, name, space))
+}
+
 /// The marks of an upper object, those kept here included.
 pub(crate) fn marks(
     upper: &Upper,
@@ -53,7 +59,7 @@ pub(crate) fn marks(
     kind: u32,
 ) -> io::Result<Marks> {
     let space = upper.dialect.space;
-    let mut marks = whiteout::marks(dir, name, space)?;
+    let mut marks = dir_marks(dir, name, space)?;
     if matches!(kind, sys::S_IFREG | sys::S_IFDIR) || space == Space::Trusted {
         return Ok(marks);
     }

@@ -27,12 +27,11 @@ pub use handle::{FileHandle, file_handle, fs_uuid};
 pub use layer::{clone_tree, lock_dir, mount_fuse, open_device, open_root, unmount_lazily};
 pub use process::{
     block_signals, effective_ids, ids_of, in_initial_user_namespace, inode_ioctl, ioctl_changes,
-    raise_nofile, random_u64, recv_fd, set_umask, socket_pair, unblock_signals, wait_signal,
+    is_member, raise_nofile, random_u64, recv_fd, set_umask, socket_pair, unblock_signals,
+    wait_signal,
 };
 pub use tree::remove_tree;
-pub use xattr::{
-    as_mover, as_writer, get_xattr, list_xattr, remove_mark, remove_xattr, set_mark, set_xattr,
-};
+pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 
 pub use libc::{
     AT_FDCWD, E2BIG, EACCES, EAGAIN, EBADF, EBUSY, EDQUOT, EEXIST, EFBIG, EINTR, EINVAL, EIO,

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use crate::lend;
 use crate::origin::Origin;
 use crate::sys::{self, Stat};
 
@@ -207,12 +208,13 @@ impl Dialect {
             let key = self.space.key("opaque");
             // An earlier mount may have written xattr whiteouts, whatever this one writes.
             if sys::get_xattr(dir, name, &key)?.is_some_and(|value| value == b"x") {
-                sys::set_mark(dir, name, &self.space.key(LEFT), b"y")?;
+                lend::set_xattr(dir, name, &self.space.key(LEFT), b"y")?;
             }
-            return sys::set_mark(dir, name, &key, b"y");
+            return lend::set_xattr(dir, name, &key, b"y");
         }
         let inside = sys::open(dir, name, sys::O_PATH | sys::O_DIRECTORY)?;
-        match sys::mknod(inside, OsStr::new(OPAQUE_FILE), sys::S_IFREG | 0o600, 0) {
+        let make = || sys::mknod(&inside, OsStr::new(OPAQUE_FILE), sys::S_IFREG | 0o600, 0);
+        match lend::lend(&[(dir, name)], make) {
             Err(e) if sys::errno(&e) == sys::EEXIST => Ok(()),
             other => other,
         }
@@ -223,8 +225,8 @@ impl Dialect {
         let (top, key) = (OsStr::new(""), self.space.key("opaque"));
         match sys::get_xattr(dir, top, &key)?.as_deref() {
             Some(b"x") => Ok(()),
-            Some(_) => sys::set_mark(dir, top, &self.space.key(LEFT), b"y"),
-            None => sys::set_mark(dir, top, &key, b"x"),
+            Some(_) => lend::set_xattr(dir, top, &self.space.key(LEFT), b"y"),
+            None => lend::set_xattr(dir, top, &key, b"x"),
         }
     }
 
@@ -234,7 +236,7 @@ impl Dialect {
             return sys::mknod(dir, name, sys::S_IFCHR, 0);
         }
         sys::mknod(dir, name, sys::S_IFREG | 0o600, 0)?;
-        sys::set_mark(dir, name, &self.space.key("whiteout"), b"y")
+        lend::set_xattr(dir, name, &self.space.key("whiteout"), b"y")
     }
 
     /// Deletes a name that nothing in the upper directory has, where one call does that.

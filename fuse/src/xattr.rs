@@ -16,6 +16,7 @@ use crate::acl;
 use crate::error::{Context, Error, Result};
 use crate::identity::disk_acl;
 use crate::inode::{Ino, Inode};
+use crate::lend;
 use crate::options::XattrPermissions;
 use crate::owner::{shown_xattr, stored_xattr};
 use crate::sys;
@@ -76,7 +77,8 @@ pub(crate) fn copy(
         let optional = key.starts_with(b"trusted.")
             || (key.starts_with(b"security.") && key != b"security.capability");
         let needed = key.starts_with(b"system.") || key == b"security.capability";
-        match sys::set_xattr(to.0, to.1, name, &value, 0) {
+        // An ACL that comes early may close the copy.
+        match lend::set_xattr(to.0, to.1, name, &value) {
             Err(e) if optional && matches!(sys::errno(&e), sys::EPERM | sys::EOPNOTSUPP) => {}
             // The upper filesystem has none at all.
             Err(e) if !needed && sys::errno(&e) == sys::EOPNOTSUPP => {}

@@ -10,6 +10,7 @@ use super::{Held, discard, writes_dots};
 use crate::Overlay;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode, UpperAt};
+use crate::lend;
 use crate::namei::{Found, check_name};
 use crate::side;
 use crate::stack::Upper;
@@ -141,15 +142,11 @@ impl Overlay {
     fn swap_for_whiteout(&self, upper: &Upper, held: &Held<'_>, name: &OsStr) -> io::Result<()> {
         let temp = upper.work.temp();
         if upper.can_rename_whiteout()? {
-            return sys::as_mover(&held.fd, name, || {
-                sys::rename(&*held.fd, name, temp.dir(), temp.name(), sys::RENAME_WHITEOUT)
-            });
+            return lend::rename(&*held.fd, name, temp.dir(), temp.name(), sys::RENAME_WHITEOUT);
         }
         held.make_whiteout(upper, &temp)?;
         if upper.can_exchange()? {
-            return sys::as_mover(&held.fd, name, || {
-                sys::rename(temp.dir(), temp.name(), &*held.fd, name, sys::RENAME_EXCHANGE)
-            });
+            return lend::rename(temp.dir(), temp.name(), &*held.fd, name, sys::RENAME_EXCHANGE);
         }
         sys::rename(temp.dir(), temp.name(), &*held.fd, name, 0)
     }
@@ -272,7 +269,7 @@ impl Overlay {
         }
         let temp = upper.work.temp();
         let aside = temp.name().to_owned();
-        sys::as_mover(&held.fd, name, || sys::rename(&*held.fd, name, temp.dir(), &aside, 0))?;
+        lend::rename(&*held.fd, name, temp.dir(), &aside, 0)?;
         temp.keep();
         discard(upper, &aside);
         Ok(())

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::{Found, Step, View, is_foreign, looks_empty};
 use crate::Overlay;
 use crate::inode::{LowerDir, LowerFile, State, UpperAt};
+use crate::lend;
 use crate::redirect;
 use crate::sys::{self, S_IFREG, Stat};
 use crate::whiteout::{self, Marks};
@@ -250,6 +251,10 @@ impl<'a> Walk<'a> {
             };
             let hidden = match pending {
                 Pending::Dot(dir, name) => whiteout::has_dot(open(dir)?.as_fd(), &name)?,
+                Pending::OpaqueFile(Place::Upper(dir)) => {
+                    let dir = dir.as_fd();
+                    lend::lend(&[(dir, OsStr::new(""))], || whiteout::has_opaque_file(dir))?
+                }
                 Pending::OpaqueFile(dir) => whiteout::has_opaque_file(open(dir)?.as_fd())?,
             };
             if hidden {

@@ -11,10 +11,12 @@ use crate::Overlay;
 use crate::dir::Held;
 use crate::error::{Context, Result};
 use crate::inode::Inode;
+use crate::lend;
 use crate::origin::Origin;
+use crate::side;
 use crate::stack::Upper;
 use crate::sys;
-use crate::whiteout::{self, Space};
+use crate::whiteout::Space;
 
 impl Overlay {
     /// Makes what is about to be replaced fit for it: a directory is emptied of whiteouts.
@@ -52,15 +54,13 @@ impl Overlay {
             upper.dialect.set_opaque(temp.dir(), temp.name())?;
             let stat = sys::fstat(&inside)?;
             let (from, to) = ((inside.as_fd(), OsStr::new("")), (temp.dir(), temp.name()));
-            let mode = self.copy_owner(from, to, &stat)?;
+            self.copy_owner(from, to, &stat)?;
             crate::xattr::copy(from, to, self.options.xattr_permissions, true)?;
             if let Some(origin) = self.origin_below(inode, &inside)? {
                 self.write_origin(temp.dir(), temp.name(), &origin)?;
             }
-            if let Some(mode) = mode {
-                sys::chmod(temp.dir(), temp.name(), mode)?;
-            }
-            sys::rename(temp.dir(), temp.name(), &*there.fd, target.name, sys::RENAME_EXCHANGE)
+            self.copy_mode(to, &stat)?;
+            lend::rename(temp.dir(), temp.name(), &*there.fd, target.name, sys::RENAME_EXCHANGE)
         };
         swap().on("clear directory", target.name)?;
         // It is another directory from here on, and does not merge; the rename may still fail.
@@ -109,7 +109,7 @@ impl Overlay {
     fn origin_below(&self, dir: &Inode, upper: &OwnedFd) -> io::Result<Option<Origin>> {
         let below = dir.state.lock().lowers.first().cloned();
         let Some(lower) = below else {
-            return Ok(whiteout::marks(upper, OsStr::new(""), self.stack.space)?.origin);
+            return Ok(side::dir_marks(upper.as_fd(), OsStr::new(""), self.stack.space)?.origin);
         };
         let lower = self.lower_dir(&lower)?;
         let dev = sys::fstat(&*lower)?.dev;

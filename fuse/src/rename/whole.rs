@@ -14,6 +14,7 @@ use crate::Overlay;
 use crate::copy_up::restore_times;
 use crate::error::{Context, Error, Result};
 use crate::inode::Inode;
+use crate::lend;
 use crate::options::RedirectDir;
 use crate::readdir::DirEntry;
 use crate::redirect;
@@ -53,7 +54,7 @@ impl Overlay {
         };
         self.copy_up(inode)?;
         let key = self.stack.space.key("redirect");
-        self.at(inode, |dir, name| sys::set_mark(dir, name, &key, &value))
+        self.at(inode, |dir, name| lend::set_xattr(dir, name, &key, &value))
             .on("redirect", inode.path())?;
         inode.state.lock().redirect = Some(OsStr::from_bytes(&value).into());
         Ok(())
@@ -132,7 +133,8 @@ impl Overlay {
                 && (entry.kind != sys::S_IFREG || held.view.xattr_whiteouts())
                 && stat().is_some_and(|stat| held.is_whiteout(&entry.name, &stat).unwrap_or(false));
             if dot || whiteout {
-                sys::unlink(here, &entry.name).on("remove whiteout", &entry.name)?;
+                lend::lend(&[(here, top)], || sys::unlink(here, &entry.name))
+                    .on("remove whiteout", &entry.name)?;
             }
         }
         restore_times(here, &before).at("set times", || dir.path())

@@ -69,6 +69,12 @@ pub fn effective_ids() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
 
+/// Whether the process is in a group, as the filesystem sees it.
+pub fn is_member(gid: u32) -> bool {
+    let all = rustix::process::getgroups().unwrap_or_default();
+    effective_ids().1 == gid || all.iter().any(|group| group.as_raw() == gid)
+}
+
 /// User and group a process acts as on files, as our user namespace names them (proc(5), status);
 /// `None` when it is not ours to see.
 pub fn ids_of(process: u32) -> Option<(u32, u32)> {

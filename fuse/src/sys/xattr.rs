@@ -70,51 +70,6 @@ pub fn list_xattr(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<Vec<u8>>> {
     }
 }
 
-/// Does what takes the right to write to an object, as setting `user.*` xattrs does. A daemon without
-/// privilege lets itself write to its own read-only object for the moment.
-pub fn as_writer<T>(dir: &impl AsFd, name: &OsStr, f: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    let done = f();
-    if !done.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EACCES)) {
-        return done;
-    }
-    let mode = super::stat(dir.as_fd(), name)?.mode & 0o7777;
-    let done = as_mover(dir, name, f);
-    if done.is_ok() && mode & 0o200 == 0 {
-        super::chmod(dir.as_fd(), name, mode)?;
-    }
-    done
-}
-
-/// Does what takes the right to write to an object that is then somewhere else or gone, as a rename of a
-/// directory to another parent does. A daemon without privilege makes its own read-only object
-/// writable; it stays so when `f` succeeds.
-pub fn as_mover<T>(dir: &impl AsFd, name: &OsStr, f: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    let done = f();
-    if !done.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EACCES)) {
-        return done;
-    }
-    let mode = super::stat(dir.as_fd(), name)?.mode & 0o7777;
-    if mode & 0o200 != 0 {
-        return done;
-    }
-    super::chmod(dir.as_fd(), name, mode | 0o200)?;
-    let done = f();
-    if done.is_err() {
-        super::chmod(dir.as_fd(), name, mode)?;
-    }
-    done
-}
-
-/// Sets a mark of ours: [`set_xattr`] without flags, on a read-only object too.
-pub fn set_mark(dir: impl AsFd, name: &OsStr, key: &OsStr, value: &[u8]) -> io::Result<()> {
-    as_writer(&dir, name, || set_xattr(dir.as_fd(), name, key, value, 0))
-}
-
-/// Removes a mark of ours, from a read-only object too.
-pub fn remove_mark(dir: impl AsFd, name: &OsStr, key: &OsStr) -> io::Result<()> {
-    as_writer(&dir, name, || remove_xattr(dir.as_fd(), name, key))
-}
-
 /// Sets an xattr; `flags` as in setxattr(2).
 pub fn set_xattr(
     dir: impl AsFd,
