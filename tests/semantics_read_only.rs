@@ -25,11 +25,16 @@ struct Mine {
 }
 
 impl Mine {
-    fn new(t: &Test, options: &str) -> Mine {
+    /// What it takes; comes before anything is given to another user.
+    fn needs(t: &Test) {
         t.needs(t.is_root(), "root of the host: to become an ordinary user of it");
         let helper = Path::new("/usr/bin/fusermount3");
         t.needs(helper.exists() && mode(helper) & 0o4000 != 0, "fusermount3, set-user-id");
         t.needs(exists("/etc/mtab"), "/etc/mtab, which fusermount3 reads");
+    }
+
+    fn new(t: &Test, options: &str) -> Mine {
+        Mine::needs(t);
         for dir in ["lower", "upper", "work", "merged"] {
             give(&t.at(dir));
         }
@@ -82,6 +87,7 @@ fn give(path: &Path) {
 }
 
 both! { read_only_files_of_an_ordinary_user_are_copied_up, OnlyPlyfs, |t| {
+    Mine::needs(t);
     plant(&t.at("lower"), &["mode=x", "moved=x", "touched=x", "h=h", "closed=x", "set=x"]);
     fs::hard_link(t.lower("h"), t.lower("h2")).unwrap();
     for name in ["mode", "moved", "touched", "h"] {
