@@ -13,9 +13,9 @@ pub use mount::{
     mount_scratch, pivot_root, remount, set_hostname, unmount, unshare,
 };
 pub use process::{
-    Child, Ended, Other, Usage, close_stdio, exit_with_parent, fork, is_root, memory_file,
-    new_session, parent_id, pipe, process_id, raise_open_files, real_ids, reap,
-    supports_user_xattrs, usage,
+    Child, Ended, Other, Usage, close_inherited, close_stdio, exit_with_parent, fork, inherited,
+    is_root, memory_file, new_session, parent_id, pipe, process_id, raise_open_files, real_ids,
+    reap, supports_user_xattrs, usage,
 };
 pub use signal::{block_signals, next_signal, unblock_signals};
 

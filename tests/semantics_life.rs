@@ -77,6 +77,18 @@ both! { a_success_is_silent_and_closes_every_stream, NoDaemon, |t| {
     }
 }}
 
+both! { a_daemon_keeps_no_descriptor_of_its_starter, OnlyPlyfs, |t| {
+    plant(&t.at("lower"), &["f=x"]);
+    let (reading, writing) = rustix::pipe::pipe().unwrap();
+    let mut command = t.backend.command(&t.stack());
+    assert!(command.status().unwrap().success());
+    drop((command, writing));
+    // End of file comes while the daemon lives; the layers may have been named by a descriptor.
+    assert_eq!(File::from(reading).read(&mut [0]).unwrap(), 0);
+    assert_eq!(text(t.at("merged/f")), "x");
+    unmount(t.at("merged"), UnmountFlags::empty()).unwrap();
+}}
+
 both! { signals_unmount_and_keep_what_was_written, NoDaemon, |t| {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut fs = t.mount(if t.lower("f").exists() { &[] } else { &["f=old"] });

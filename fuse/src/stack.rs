@@ -78,6 +78,10 @@ pub(crate) struct Stack {
 impl Stack {
     /// Opens, locks and probes everything the options name.
     pub(crate) fn open(options: &Options, numbers: &Numbers) -> Result<Stack> {
+        if !sys::has_proc() {
+            let why = "not found; descriptors are opened again by it: mount -t proc proc /proc";
+            return Err(Error::refuse("look for", "/proc/self/fd", why));
+        }
         let upper = match (&options.upper, &options.work) {
             (Some(upper), Some(work)) => Some(open_upper(options, upper, work)?),
             _ => None,

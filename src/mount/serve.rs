@@ -79,9 +79,12 @@ fn serve(options: Options, mountpoint: &Path, lifetime: Lifetime, ready: &File) 
     if lifetime == Lifetime::Bound {
         sys::exit_with_parent(sys::SIGTERM).on("prctl", "")?;
     }
+    // Layers may be named by them, so they stay open until the layers are.
+    let inherited = sys::inherited();
     let session = prepare(options, mountpoint)?;
     if lifetime == Lifetime::Detached {
         sys::close_stdio().on("open", "/dev/null")?;
+        sys::close_inherited(&inherited);
     }
     std::env::set_current_dir("/").on("chdir", "/")?;
     tell(ready, READY);

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -228,6 +228,29 @@ pub fn close_stdio() -> io::Result<()> {
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     Ok(())
+}
+
+/// The descriptors that the program was started with, beside the three streams: what it opens itself
+/// is closed at an exec, what an exec left open is not. None where there is no /proc.
+pub fn inherited() -> Vec<RawFd> {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter(|fd| *fd > libc::STDERR_FILENO && stays_open(*fd)).collect()
+}
+
+/// Whether a descriptor is open and stays so at an exec.
+fn stays_open(fd: RawFd) -> bool {
+    // SAFETY: fcntl only reads a flag of a number that need not be open.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
+/// Closes what [`inherited`] found, so that nobody waits for the end of a pipe that only we hold.
+pub fn close_inherited(descriptors: &[RawFd]) {
+    for fd in descriptors {
+        // SAFETY: no value of this program owns a descriptor it was started with.
+        unsafe { libc::close(*fd) };
+    }
 }
 
 /// Raises the number of files we may open to the most the system lets us have.

@@ -172,3 +172,8 @@ pub fn inode_ioctl(
     }
     Ok(buffer[..out_size].to_vec())
 }
+
+/// Whether there is the directory by which [`super::reopen`] finds descriptors.
+pub fn has_proc() -> bool {
+    std::path::Path::new("/proc/self/fd").is_dir()
+}
