@@ -1,25 +1,30 @@
-//! The classic transport: fuser's requests to the core's calls and back. No semantics here.
+//! Requests to the core's calls and back. No semantics here: `handlers` knows no transport, and a
+//! transport (`classic`) no operation.
 //!
 //! One request, one reply; an error is logged once. What may take long (copying data up, flushing,
 //! reading what is not cached, long listings) goes to other threads, so that the one that receives
 //! requests is there for the next. Nothing here may panic: a dead server is a dead container.
 
+pub(crate) mod answer;
+mod classic;
 mod convert;
+mod handlers;
 mod pool;
 mod reply;
-mod requests;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fuser::{Config, Errno, InitFlags, KernelConfig, SessionACL};
+use fuser::{Config, FopenFlags, InitFlags, KernelConfig, SessionACL};
 
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::inode::Ino;
 use crate::stats::{Op, Timed};
 use crate::{Overlay, sys};
+use answer::Code;
+use classic::Classic;
 use pool::Pool;
 
 /// Bytes in one read or write request at most; the kernel allows 256 pages.
@@ -27,7 +32,7 @@ const MAX_WRITE: u32 = 1 << 20;
 /// Copying more than this is left to another thread: below it, waking one costs more.
 const INLINE_COPY: u64 = 128 * 1024;
 
-/// The adapter.
+/// The core, and who does its work for the kernel.
 #[derive(Debug)]
 pub(crate) struct Server {
     core: Arc<Overlay>,
@@ -74,8 +79,8 @@ impl Server {
     }
 
     /// Runs a `job` that changes an object: here unless much data is copied first.
-    fn change(&self, op: Op, node: fuser::INodeNo, job: impl FnOnce(&Overlay) + Send + 'static) {
-        if self.copies(node) { self.defer(op, Ino(node.0), job) } else { job(&self.timed(op)) }
+    fn change(&self, op: Op, node: Ino, job: impl FnOnce(&Overlay) + Send + 'static) {
+        if self.copies(node) { self.defer(op, node, job) } else { job(&self.timed(op)) }
     }
 
     /// The core for one request, which is counted when this goes.
@@ -84,8 +89,20 @@ impl Server {
     }
 
     /// Whether changing an object copies much data first.
-    fn copies(&self, ino: fuser::INodeNo) -> bool {
-        self.core.copy_cost(Ino(ino.0)) > INLINE_COPY
+    fn copies(&self, node: Ino) -> bool {
+        self.core.copy_cost(node) > INLINE_COPY
+    }
+
+    /// What the kernel may keep of an open file: as the only writer we say when it changes.
+    fn file_flags(&self) -> u32 {
+        let flags = FopenFlags::FOPEN_KEEP_CACHE;
+        if self.is_live() { 0 } else { flags.bits() }
+    }
+
+    /// The same of an open directory.
+    fn dir_flags(&self) -> u32 {
+        let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+        if self.is_live() { 0 } else { flags.bits() }
     }
 
     /// Asks for what helps. Not for `FUSE_ATOMIC_O_TRUNC`: with it the kernel has us truncate a
@@ -130,7 +147,7 @@ impl Server {
 
 /// A mount whose handshake is done.
 #[derive(Debug)]
-pub(crate) struct Serving(fuser::Session<Server>);
+pub(crate) struct Serving(fuser::Session<Classic>);
 
 impl Serving {
     /// Answers the kernel's first request on the device of a fresh mount.
@@ -139,8 +156,8 @@ impl Serving {
         // One receiver: a second one costs more in wake-ups than it gains, since requests that wait
         // for the disk go to other threads anyway.
         config.n_threads = Some(1);
-        let server = Server::new(core.clone());
-        let session = fuser::Session::from_fd(server, device, SessionACL::All, config)?;
+        let server = Arc::new(Server::new(core.clone()));
+        let session = fuser::Session::from_fd(Classic(server), device, SessionACL::All, config)?;
         let notifier = session.notifier();
         // Offset -1 leaves the cached pages alone (fuse_lowlevel_notify_inval_inode(3)).
         core.watch(move |ino| {
@@ -158,16 +175,11 @@ impl Serving {
 }
 
 /// Logs an error where somebody may look for it, and gives the number for the kernel.
-fn fail(error: &Error) -> Errno {
+fn fail(error: &Error) -> Code {
     let code = error.errno();
     match code {
         sys::EIO | sys::ENOSPC | sys::EMFILE | sys::ESTALE => log::warn!("{error}"),
         _ => log::debug!("{error}"),
     }
-    Errno::from_i32(code)
-}
-
-/// Gives an error's number, or passes the value on.
-fn checked<T>(result: Result<T>) -> std::result::Result<T, Errno> {
-    result.map_err(|error| fail(&error))
+    code
 }

@@ -1,180 +1,150 @@
-//! How the core's answers are put into fuser's replies.
+//! Answers as fuser's replies.
 
 use std::cell::RefCell;
 use std::time::Duration;
 
 use fuser::{
-    Errno, FopenFlags, Generation, INodeNo, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyWrite, ReplyXattr, Request,
+    Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
-use super::{INLINE_COPY, Server, checked, convert, fail};
+use super::answer::{Answer, Code, Fill, List, Reply};
+use super::convert;
 use crate::attr::Attr;
-use crate::inode::Ino;
-use crate::namei::Entry;
-use crate::owner::Caller;
-use crate::stats::Op;
-use crate::{Overlay, Result, sys};
-
-pub(super) fn generation(attr: &Attr) -> Generation {
-    Generation(u64::from(attr.generation))
-}
+use crate::readdir::DirEntry;
 
 thread_local! {
     /// The buffer of the reads of this thread.
-    pub(super) static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-pub(super) fn caller(request: &Request, umask: u32) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), umask }
+/// One of fuser's replies, with the time that the kernel may keep what it says.
+pub(super) struct Sent<R> {
+    pub(super) reply: R,
+    pub(super) ttl: Duration,
 }
 
-/// The user who asks. On a mount that takes other owners the kernel names nobody but the maker of a
-/// new object (FUSE_ALLOW_IDMAP); the process tells then, or else it is somebody without privilege.
-pub(super) fn asker(request: &Request) -> Caller {
-    let told = caller(request, 0);
-    if told.uid != u32::MAX {
-        return told;
-    }
-    let (uid, gid) = sys::ids_of(request.pid()).unwrap_or((u32::MAX, u32::MAX));
-    Caller { uid, gid, ..told }
+fn generation(attr: &Attr) -> Generation {
+    Generation(u64::from(attr.generation))
 }
 
-pub(super) fn ino(ino: INodeNo) -> Ino {
-    Ino(ino.0)
-}
-
-pub(super) fn reply_empty(reply: ReplyEmpty, result: Result<()>) {
-    match checked(result) {
-        Ok(()) => reply.ok(),
-        Err(code) => reply.error(code),
-    }
-}
-
-pub(super) fn reply_write(reply: ReplyWrite, result: Result<u64>) {
-    match checked(result) {
-        Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
-        Err(code) => reply.error(code),
-    }
-}
-
-/// xattr values and lists: the size alone when none was given, ERANGE when it does not fit.
-pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
-    match checked(result) {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::from_i32(sys::ERANGE)),
-        Ok(value) => reply.data(&value),
-        Err(code) => reply.error(code),
-    }
-}
-
-pub(super) fn reply_read(core: &Overlay, reply: ReplyData, ino: Ino, offset: u64, size: u32) {
-    BUFFER.with_borrow_mut(|buffer| {
-        buffer.resize(size as usize, 0);
-        match checked(core.read(ino, offset, buffer)) {
-            Ok(count) => reply.data(&buffer[..count]),
-            Err(code) => reply.error(code),
-        }
-    });
-}
-
-impl Server {
-    pub(super) fn reply_entry(&self, reply: ReplyEntry, result: Result<Entry>) {
-        match checked(result) {
-            Ok(Entry { attr }) => {
-                reply.entry(&self.ttl, &convert::attr(&attr), generation(&attr));
-            }
-            Err(code) => reply.error(code),
-        }
-    }
-
-    /// Reads what the page cache has here, and the rest on another thread.
-    pub(super) fn serve_read(&self, ino: Ino, (offset, size): (u64, u32), reply: ReplyData) {
-        let timed = self.timed(Op::Read);
-        let reply = BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(size as usize, 0);
-            match timed.read_cached(ino, offset, buffer) {
-                Some(count) => {
-                    reply.data(&buffer[..count]);
-                    None
+/// Answers of the kinds that fit the reply; EIO, which says that the handler is wrong, else.
+macro_rules! reply {
+    ($($kind:ty: $sent:ident { $($answer:pat => $send:expr,)* })*) => {$(
+        impl Reply for Sent<$kind> {
+            fn answer(self, answer: Answer<'_>) {
+                let $sent = self;
+                match answer {
+                    $($answer => $send,)*
+                    other => {
+                        log::error!("an answer that does not fit: {other:?}");
+                        $sent.reply.error(Errno::EIO);
+                    }
                 }
-                None => Some(reply),
+            }
+
+            fn error(self, code: Code) {
+                self.reply.error(Errno::from_i32(code));
+            }
+        }
+    )*};
+}
+
+reply! {
+    ReplyEntry: sent {
+        Answer::Entry(attr) => sent.reply.entry(&sent.ttl, &convert::attr(attr), generation(attr)),
+        Answer::Absent => {
+            sent.reply.entry(&sent.ttl, &convert::attr(&Attr::absent()), Generation(0))
+        },
+    }
+    ReplyAttr: sent {
+        Answer::Attr(attr) => sent.reply.attr(&sent.ttl, &convert::attr(attr)),
+    }
+    ReplyData: sent {
+        Answer::Data(bytes) => sent.reply.data(bytes),
+    }
+    ReplyEmpty: sent {
+        Answer::Done => sent.reply.ok(),
+    }
+    ReplyOpen: sent {
+        Answer::Opened { handle, flags } => {
+            sent.reply.opened(FileHandle(handle), FopenFlags::from_bits_retain(flags))
+        },
+    }
+    ReplyCreate: sent {
+        Answer::Created { attr, flags } => sent.reply.created(
+            &sent.ttl,
+            &convert::attr(attr),
+            generation(attr),
+            FileHandle(0),
+            FopenFlags::from_bits_retain(flags),
+        ),
+    }
+    ReplyWrite: sent {
+        Answer::Written(count) => sent.reply.written(count),
+    }
+    ReplyStatfs: sent {
+        Answer::Statfs(s) => sent.reply.statfs(
+            s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
+        ),
+    }
+    ReplyXattr: sent {
+        Answer::Size(size) => sent.reply.size(size),
+        Answer::Data(bytes) => sent.reply.data(bytes),
+    }
+    ReplyLseek: sent {
+        Answer::Offset(at) => sent.reply.offset(at),
+    }
+    ReplyIoctl: sent {
+        Answer::Ioctl(bytes) => sent.reply.ioctl(0, bytes),
+    }
+    ReplyDirectory: sent {
+        Answer::Done => sent.reply.ok(),
+    }
+    ReplyDirectoryPlus: sent {
+        Answer::Done => sent.reply.ok(),
+    }
+}
+
+impl Fill for Sent<ReplyData> {
+    fn fill(self, size: usize, read: impl FnOnce(&mut [u8]) -> Result<usize, Code>) {
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.resize(size, 0);
+            match read(buffer) {
+                Ok(count) => self.answer(Answer::Data(&buffer[..count])),
+                Err(code) => self.error(code),
             }
         });
-        if let Some(reply) = reply {
-            timed.leave();
-            self.dispatch(Op::Read, true, move |core| reply_read(core, reply, ino, offset, size));
-        }
     }
 
-    /// Copies between two files, at most what the reply's 32 bits can count.
-    pub(super) fn serve_copy(&self, from: (Ino, u64), to: (Ino, u64), len: u64, reply: ReplyWrite) {
-        let len = len.min(1 << 30);
-        let job = move |core: &Overlay| {
-            reply_write(reply, core.copy_file_range(from.0, from.1, to.0, to.1, len));
-        };
-        if self.copies(INodeNo(to.0.0)) {
-            self.defer(Op::CopyFileRange, to.0, job);
-        } else {
-            self.dispatch(Op::CopyFileRange, len > INLINE_COPY, job);
-        }
-    }
-
-    pub(super) fn file_flags(&self) -> FopenFlags {
-        if self.is_live() { FopenFlags::empty() } else { FopenFlags::FOPEN_KEEP_CACHE }
+    fn try_fill(self, size: usize, read: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<Self> {
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.resize(size, 0);
+            let Some(count) = read(buffer) else { return Some(self) };
+            self.answer(Answer::Data(&buffer[..count]));
+            None
+        })
     }
 }
 
-/// The names of a listing from a position on, as many as fit.
-pub(super) fn reply_listing(core: &Overlay, mut reply: ReplyDirectory, handle: u64, offset: u64) {
-    let listing = match checked(core.read_dir_at(handle, offset)) {
-        Ok(listing) => listing,
-        Err(code) => return reply.error(code),
-    };
-    let start = usize::try_from(offset).unwrap_or(usize::MAX);
-    for (at, entry) in listing.iter().enumerate().skip(start) {
-        let next = at as u64 + 1;
-        if reply.add(INodeNo(entry.ino.0), next, convert::kind(entry.kind), &entry.name) {
-            break;
-        }
+impl List for Sent<ReplyDirectory> {
+    fn add(&mut self, next: u64, entry: &DirEntry, _attr: &Attr) -> bool {
+        self.reply.add(INodeNo(entry.ino.0), next, convert::kind(entry.kind), &entry.name)
     }
-    reply.ok();
+
+    fn done(self) {
+        self.answer(Answer::Done);
+    }
 }
 
-/// The names of a listing with their attributes. A lookup stays counted for those that fit.
-pub(super) fn reply_listing_plus(
-    core: &Overlay,
-    mut reply: ReplyDirectoryPlus,
-    (dir, handle, offset): (Ino, u64, u64),
-    ttl: Duration,
-) {
-    let listing = match checked(core.read_dir_at(handle, offset)) {
-        Ok(listing) => listing,
-        Err(code) => return reply.error(code),
-    };
-    let start = usize::try_from(offset).unwrap_or(usize::MAX);
-    let mut added = false;
-    for (at, entry) in listing.iter().enumerate().skip(start) {
-        let is_dot = entry.name == "." || entry.name == "..";
-        let attr = match core.entry_of(dir, entry) {
-            Ok(Some(attr)) => attr,
-            Ok(None) => continue,
-            Err(e) => {
-                // What was put in so far is valid; the error comes with the next request.
-                if added {
-                    break;
-                }
-                return reply.error(fail(&e));
-            }
-        };
-        let (number, next) = (INodeNo(attr.ino.0), at as u64 + 1);
-        if reply.add(number, next, &entry.name, &ttl, &convert::attr(&attr), generation(&attr)) {
-            if !is_dot {
-                core.forget(attr.ino, 1);
-            }
-            break;
-        }
-        added = true;
+impl List for Sent<ReplyDirectoryPlus> {
+    fn add(&mut self, next: u64, entry: &DirEntry, attr: &Attr) -> bool {
+        let (node, shown) = (INodeNo(attr.ino.0), convert::attr(attr));
+        self.reply.add(node, next, &entry.name, &self.ttl, &shown, generation(attr))
     }
-    reply.ok();
+
+    fn done(self) {
+        self.answer(Answer::Done);
+    }
 }
