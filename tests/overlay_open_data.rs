@@ -6,6 +6,7 @@ use std::process::Command;
 
 use plyfs_fuse::attr::SetAttr;
 use plyfs_fuse::inode::Ino;
+use plyfs_fuse::options::Io;
 use plyfs_fuse::owner::Caller;
 use plyfs_fuse::{Options, Overlay};
 
@@ -48,11 +49,12 @@ fn as_poor_user(test: &str) {
     assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }
 
-fn overlay(sandbox: &Sandbox) -> Overlay {
+fn overlay(sandbox: &Sandbox, io: Io) -> Overlay {
     let options = Options {
         lowers: vec![sandbox.lower(1)],
         upper: Some(sandbox.upper()),
         work: Some(sandbox.work()),
+        io,
         ..Options::default()
     };
     Overlay::open(&options).unwrap()
@@ -83,18 +85,39 @@ fn files_open_for_writing_stay_so_whatever_becomes_of_their_mode_and_name() {
         needs!(Root);
         return as_poor_user(this_test!());
     }
-    let sandbox = Sandbox::new();
-    let fs = overlay(&sandbox);
-    // Three times as many as are kept open: most were closed by the time they change.
-    let files: Vec<Ino> = (0..200).map(|n| create(&fs, &format!("f{n}")).unwrap()).collect();
-    for (n, ino) in files.iter().enumerate() {
-        match n % 8 {
-            0 => close_permissions(&fs, *ino, 0o444),
-            1 => close_permissions(&fs, *ino, 0),
-            2 => fs.unlink(Ino::ROOT, &OsString::from(format!("f{n}"))).unwrap(),
-            _ => {}
+    for io in [Io::Handles, Io::Handleless] {
+        let sandbox = Sandbox::new();
+        let fs = overlay(&sandbox, io);
+        // Three times as many as are kept open: most were closed by the time they change.
+        let files: Vec<Ino> = (0..200).map(|n| create(&fs, &format!("f{n}")).unwrap()).collect();
+        for (n, ino) in files.iter().enumerate() {
+            match n % 8 {
+                0 => close_permissions(&fs, *ino, 0o444),
+                1 => close_permissions(&fs, *ino, 0),
+                2 => fs.unlink(Ino::ROOT, &OsString::from(format!("f{n}"))).unwrap(),
+                _ => {}
+            }
         }
+        use_all(&fs, &files);
+        fs.check_invariants().unwrap();
     }
+}
+
+#[test]
+fn without_handles_any_number_of_closed_files_goes_on_working() {
+    if std::env::var_os(INSIDE).is_none() {
+        needs!(Root);
+        return as_poor_user(this_test!());
+    }
+    let sandbox = Sandbox::new();
+    let fs = overlay(&sandbox, Io::Handleless);
+    let files: Vec<Ino> = (0..3 * DESCRIPTORS)
+        .map(|n| {
+            let ino = create(&fs, &format!("f{n}")).unwrap();
+            close_permissions(&fs, ino, 0);
+            ino
+        })
+        .collect();
     use_all(&fs, &files);
     fs.check_invariants().unwrap();
 }
@@ -106,7 +129,7 @@ fn when_all_that_is_open_has_to_stay_no_more_is_opened_and_it_goes_on_working() 
         return as_poor_user(this_test!());
     }
     let sandbox = Sandbox::new();
-    let fs = overlay(&sandbox);
+    let fs = overlay(&sandbox, Io::Handles);
     let mut files = Vec::new();
     let refused = loop {
         match create(&fs, &format!("f{}", files.len())) {

@@ -139,7 +139,9 @@ impl Overlay {
             return self.make(caller, parent, name, New { node, mode });
         }
         let entry = self.make(caller, parent, name, New { node: Node::File, mode })?;
-        self.release(entry.attr.ino);
+        if !self.handleless {
+            self.release(entry.attr.ino);
+        }
         Ok(entry)
     }
 
@@ -200,7 +202,9 @@ impl Overlay {
         let number = self.numbers.of(stat.dev, stat.ino);
         let inode = self.intern(parent, name, Found { stat: *stat, number, state }, 1);
         if let Some(fd) = file {
-            inode.opens.fetch_add(1, Ordering::Relaxed);
+            if !self.handleless {
+                inode.opens.fetch_add(1, Ordering::Relaxed);
+            }
             let data = Data { fd, reads: true, writes: true, count: self.open_data.count() };
             inode.state.lock().data = Some(Arc::new(data));
         }

@@ -91,7 +91,7 @@ impl Overlay {
             sys::EACCES => self.open_data(inode, write, true),
             _ => Err(e),
         })?);
-        if inode.opens.load(Ordering::Acquire) == 0 {
+        if !self.handleless && inode.opens.load(Ordering::Acquire) == 0 {
             return Ok(data);
         }
         let mut state = inode.state.lock();
@@ -127,8 +127,12 @@ impl Overlay {
         Ok(())
     }
 
-    /// Whether the opened data of a file could be opened again as it is, found by doing.
+    /// Whether the opened data of a file could be opened again as it is, found by doing. Without
+    /// handles that is not asked, since nobody may have it open: [`lend`] lets the daemon in.
     fn can_reopen(&self, inode: &Arc<Inode>) -> bool {
+        if self.handleless {
+            return true;
+        }
         let Some(data) = inode.state.lock().data.clone() else {
             return true;
         };

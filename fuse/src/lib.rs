@@ -94,6 +94,9 @@ pub struct Overlay {
     watcher: Watcher,
     /// Layers may change behind the mount: nothing is believed for longer than a request.
     live: bool,
+    /// The kernel does not tell who has a file open: data is kept open until the inode is forgotten or
+    /// the bound is reached.
+    handleless: bool,
     stats: stats::Stats,
 }
 
@@ -139,6 +142,7 @@ impl Overlay {
             daemon_ids: sys::effective_ids(),
             watcher: Watcher::default(),
             live: options.timeout.is_zero(),
+            handleless: options.settled_io() == options::Io::Handleless,
             stats: stats::Stats::new(),
             options: Options { volatile, ..options.clone() },
             stack,

@@ -74,6 +74,8 @@ pub struct Options {
     pub ino32: bool,
     /// Extended attributes are not supported on the mount.
     pub noxattrs: bool,
+    /// How the data of files reaches the caller.
+    pub io: Io,
     /// File handles stay good as long as the server runs; its memory grows with the names seen.
     pub nfs_export: bool,
     /// What goes to the mount call.
@@ -120,6 +122,20 @@ pub enum Whiteouts {
     Dot,
     /// Empty files with an xattr.
     Xattr,
+}
+
+/// How the data of files reaches the caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Io {
+    /// Handleless; with a live view by handles.
+    #[default]
+    Auto,
+    /// Each open and each close is a request.
+    Handles,
+    /// The kernel opens and closes by itself and keeps what was read.
+    Handleless,
+    /// Each open is a request, after which the kernel reads and writes the layer's file itself.
+    Passthrough,
 }
 
 /// Whether owner and mode are kept in an extended attribute (`xattr_permissions=` of
@@ -198,6 +214,15 @@ impl Options {
         words.map(|word| OsStr::from_bytes(word).to_owned()).collect()
     }
 
+    /// How data reaches the caller, settled.
+    pub(crate) fn settled_io(&self) -> Io {
+        match self.io {
+            Io::Auto if self.timeout.is_zero() => Io::Handles,
+            Io::Auto => Io::Handleless,
+            said => said,
+        }
+    }
+
     /// Whether the options make a mount together: a lower, work exactly when there is an
     /// upper, no empty path.
     pub fn validate(&self) -> Result<(), OptionError> {
@@ -218,6 +243,11 @@ impl Options {
                 ));
             }
             _ => {}
+        }
+        if self.timeout.is_zero() && matches!(self.io, Io::Handleless | Io::Passthrough) {
+            let why =
+                "keeps what was read, which timeout=0 forbids; expected io=auto or io=handles";
+            return Err(OptionError::new("io", why));
         }
         let named = [("lowerdir", &self.lowers), ("datadir", &self.data_lowers)];
         let layers =
@@ -255,6 +285,7 @@ impl Default for Options {
             noacl: false,
             ino32: false,
             noxattrs: false,
+            io: Io::Auto,
             nfs_export: false,
             mount: MountFlags::default(),
             warnings: Vec::new(),

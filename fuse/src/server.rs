@@ -21,6 +21,7 @@ use fuser::{Config, FopenFlags, InitFlags, KernelConfig, SessionACL};
 
 use crate::error::Error;
 use crate::inode::Ino;
+use crate::options::Io;
 use crate::stats::{Op, Timed};
 use crate::{Overlay, sys};
 use answer::Code;
@@ -49,6 +50,11 @@ impl Server {
     /// Names the kernel may keep without asking, and for how long.
     fn is_live(&self) -> bool {
         self.ttl.is_zero()
+    }
+
+    /// Whether the kernel is told not to ask at open and close.
+    fn is_handleless(&self) -> bool {
+        self.core.options().settled_io() == Io::Handleless
     }
 
     /// Runs `job` here when it is quick, on another thread otherwise.

@@ -96,6 +96,11 @@ pub fn list(stack: &Stack) -> String {
         list.push(',');
         list.push_str(&stack.options);
     }
+    // Options that all tests are to run with.
+    if let Ok(more) = std::env::var("PLYFS_TEST_OPTIONS") {
+        list.push(',');
+        list.push_str(&more);
+    }
     list
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::item::{Item, Result, path, split, unescape, unquote};
 
-use super::{MountFlags, Namespace, Options, RedirectDir, Whiteouts, XattrPermissions};
+use super::{Io, MountFlags, Namespace, Options, RedirectDir, Whiteouts, XattrPermissions};
 
 /// Options that are known and mean nothing here: the user may say them, nothing changes.
 const SWALLOWED: &[&str] = &[
@@ -155,6 +155,16 @@ impl Parser {
             "ino32_t" => options.ino32 = item.flag()?,
             "noxattrs" => options.noxattrs = item.flag()?,
             "nfs_export" => options.nfs_export = item.flag()?,
+            "io" => {
+                use Io::{Auto, Handleless, Handles, Passthrough};
+                let words = [
+                    ("auto", Auto),
+                    ("handles", Handles),
+                    ("handleless", Handleless),
+                    ("passthrough", Passthrough),
+                ];
+                options.io = item.word(&words)?;
+            }
             _ => return Ok(false),
         }
         Ok(true)

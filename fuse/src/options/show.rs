@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    DEFAULT_TIMEOUT, MountFlags, Namespace, Options, RedirectDir, Whiteouts, XattrPermissions,
+    DEFAULT_TIMEOUT, Io, MountFlags, Namespace, Options, RedirectDir, Whiteouts, XattrPermissions,
 };
 
 impl Options {
@@ -141,6 +141,12 @@ impl List {
         self.word_if(options.ino32, "ino32_t");
         self.word_if(options.noxattrs, "noxattrs=1");
         self.word_if(options.nfs_export, "nfs_export=on");
+        match options.io {
+            Io::Auto => {}
+            Io::Handles => self.word("io=handles"),
+            Io::Handleless => self.word("io=handleless"),
+            Io::Passthrough => self.word("io=passthrough"),
+        }
     }
 
     fn mount(&mut self, mount: &MountFlags) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    IdMap, IdRange, MountFlags, Namespace, Options, RedirectDir, Whiteouts, XattrPermissions,
+    IdMap, IdRange, Io, MountFlags, Namespace, Options, RedirectDir, Whiteouts, XattrPermissions,
 };
 
 fn parse(list: &str) -> Options {
@@ -328,6 +328,7 @@ fn random_options(random: &mut Random) -> Options {
         ino32: random.flip(),
         noxattrs: random.flip(),
         nfs_export: random.flip(),
+        io: random.pick(&[Io::Auto, Io::Handles, Io::Handleless, Io::Passthrough]),
         ..Options::default()
     };
     if random.flip() {

@@ -14,7 +14,7 @@ use fuser::{
 };
 
 use super::answer::Asker;
-use super::handlers::New;
+use super::handlers::{Change, New};
 use super::reply::Sent;
 use super::{Server, convert};
 use crate::attr::SetAttr;
@@ -76,7 +76,8 @@ impl fuser::Filesystem for Classic {
     ) {
         let times = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttr { mode, uid, gid, size, atime: times.0, mtime: times.1 };
-        self.0.setattr(asker(request), ino(node), (set, None), self.sent(reply));
+        let change = Change { set, kills: None };
+        self.0.setattr(asker(request), ino(node), change, self.sent(reply));
     }
 
     fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {

@@ -23,6 +23,15 @@ pub(crate) struct New {
     pub(crate) umask: u32,
 }
 
+/// What is asked of an object's attributes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change {
+    /// What to set.
+    pub(crate) set: SetAttr,
+    /// Whether set-id bits fall, where the transport tells.
+    pub(crate) kills: Option<bool>,
+}
+
 impl Server {
     pub(crate) fn lookup(&self, parent: Ino, name: &OsStr, reply: impl Reply) {
         if name == "." || name == ".." {
@@ -43,16 +52,10 @@ impl Server {
         attr(reply, self.timed(Op::Getattr).getattr(node));
     }
 
-    /// `kills` says whether set-id bits fall, where the transport tells.
-    pub(crate) fn setattr(
-        &self,
-        asker: Asker,
-        node: Ino,
-        (set, kills): (SetAttr, Option<bool>),
-        reply: impl Reply,
-    ) {
+    pub(crate) fn setattr(&self, asker: Asker, node: Ino, change: Change, reply: impl Reply) {
+        let set = change.set;
         let mut caller = asker.caller(0);
-        if kills.is_none()
+        if change.kills.is_none()
             && (set.size.is_some() || set.is_nothing())
             && self.core.may_have_set_id(node)
         {
@@ -145,6 +148,10 @@ impl Server {
     }
 
     pub(crate) fn open(&self, asker: Asker, node: Ino, flags: i32, reply: impl Reply) {
+        if self.is_handleless() {
+            // The kernel asks once and never again.
+            return reply.error(sys::ENOSYS);
+        }
         match checked(self.timed(Op::Open).open_file(asker.caller(0), node, flags)) {
             Ok(()) => reply.answer(Answer::Opened { handle: 0, flags: self.file_flags() }),
             Err(code) => reply.error(code),
@@ -158,6 +165,10 @@ impl Server {
         new: New,
         reply: impl Reply,
     ) {
+        if self.is_handleless() {
+            // The kernel makes a node then, and opens it by itself.
+            return reply.error(sys::ENOSYS);
+        }
         let caller = asker.caller(new.umask);
         match checked(self.timed(Op::Create).create(caller, parent, name, new.mode)) {
             Ok(Entry { attr }) => {
