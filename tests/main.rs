@@ -40,6 +40,7 @@ mod semantics_names;
 mod semantics_nesting;
 mod semantics_open;
 mod semantics_owner;
+mod semantics_passthrough;
 mod semantics_read_only;
 mod semantics_record;
 mod semantics_remount;

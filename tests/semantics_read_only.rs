@@ -31,6 +31,7 @@ impl Mine {
         let helper = Path::new("/usr/bin/fusermount3");
         t.needs(helper.exists() && mode(helper) & 0o4000 != 0, "fusermount3, set-user-id");
         t.needs(exists("/etc/mtab"), "/etc/mtab, which fusermount3 reads");
+        t.needs(!backend::asks_for_privilege(), "options that an ordinary user may give");
     }
 
     fn new(t: &Test, options: &str) -> Mine {

@@ -60,7 +60,7 @@ fn check(report: &str) {
 
 fn serve(t: &Test, words: &[&str], log: &Path) -> Child {
     let mut command = Command::new(plyfs());
-    command.arg("mount").args(words).arg("-o").arg(list(&t.stack())).arg(t.at("merged"));
+    command.arg("mount").arg("-o").arg(list(&t.stack())).args(words).arg(t.at("merged"));
     let log = fs::File::create(log).unwrap();
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
     wait_until("the mount", || exists(t.at("merged/f")));

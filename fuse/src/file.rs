@@ -56,6 +56,16 @@ impl Overlay {
         Ok(())
     }
 
+    /// The opened data of a file that the kernel may read and write itself: that of an upper file, and
+    /// on a read-only mount, where nothing is copied up, of a lower one from `large` bytes on.
+    pub(crate) fn backing(&self, ino: Ino, writes: bool, large: u64) -> Option<Arc<Data>> {
+        let inode = self.table.get(ino)?;
+        let data = self.data(&inode, writes).ok()?;
+        let stays = data.writes && data.reads;
+        let is_large = || sys::fstat(&data.fd).is_ok_and(|stat| stat.size >= large);
+        (stays || (self.is_read_only() && is_large())).then_some(data)
+    }
+
     /// Ends one open; the data is closed with the last one.
     pub fn release(&self, ino: Ino) {
         let Some(inode) = self.table.get(ino) else {

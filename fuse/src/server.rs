@@ -6,6 +6,7 @@
 //! requests is there for the next. Nothing here may panic: a dead server is a dead container.
 
 pub(crate) mod answer;
+mod backing;
 mod classic;
 mod convert;
 mod handlers;
@@ -14,7 +15,7 @@ mod reply;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fuser::{Config, FopenFlags, InitFlags, KernelConfig, SessionACL};
@@ -24,7 +25,8 @@ use crate::inode::Ino;
 use crate::options::Io;
 use crate::stats::{Op, Timed};
 use crate::{Overlay, sys};
-use answer::Code;
+use answer::{Code, Opened};
+use backing::Backings;
 use classic::Classic;
 use pool::Pool;
 
@@ -39,12 +41,15 @@ pub(crate) struct Server {
     core: Arc<Overlay>,
     pool: Arc<Pool>,
     ttl: Duration,
+    /// The files that the kernel reads and writes itself, where it does.
+    backings: OnceLock<Backings>,
 }
 
 impl Server {
     /// An adapter for an overlay.
     pub(crate) fn new(core: Arc<Overlay>) -> Server {
-        Server { ttl: core.options().timeout, core, pool: Arc::new(Pool::new()) }
+        let (ttl, pool) = (core.options().timeout, Arc::new(Pool::new()));
+        Server { core, pool, ttl, backings: OnceLock::new() }
     }
 
     /// Names the kernel may keep without asking, and for how long.
@@ -99,10 +104,13 @@ impl Server {
         self.core.copy_cost(node) > INLINE_COPY
     }
 
-    /// What the kernel may keep of an open file: as the only writer we say when it changes.
-    fn file_flags(&self) -> u32 {
-        let flags = FopenFlags::FOPEN_KEEP_CACHE;
-        if self.is_live() { 0 } else { flags.bits() }
+    /// What the kernel may keep of a file that was opened: as the only writer we say when it changes.
+    fn opened(&self, node: Ino, writes: bool) -> Opened {
+        if let Some(backings) = self.backings.get() {
+            return backings.open(&self.core, node, writes);
+        }
+        let flags = FopenFlags::FOPEN_KEEP_CACHE.bits();
+        Opened { handle: 0, flags: if self.is_live() { 0 } else { flags }, backing: None }
     }
 
     /// The same of an open directory.
@@ -129,6 +137,13 @@ impl Server {
         wanted |= InitFlags::FUSE_ALLOW_IDMAP;
         if !self.core.options().noacl {
             wanted |= InitFlags::FUSE_POSIX_ACL;
+        }
+        if self.core.options().settled_io() == Io::Passthrough {
+            wanted |= InitFlags::FUSE_PASSTHROUGH | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+            // One level is left for a kernel overlay on top of the mount.
+            if config.set_max_stack_depth(1).is_err() {
+                log::debug!("the kernel knows no passthrough");
+            }
         }
         if self.is_live() {
             wanted |= InitFlags::FUSE_AUTO_INVAL_DATA;
@@ -163,7 +178,20 @@ impl Serving {
         // for the disk go to other threads anyway.
         config.n_threads = Some(1);
         let server = Arc::new(Server::new(core.clone()));
-        let session = fuser::Session::from_fd(Classic(server), device, SessionACL::All, config)?;
+        let connection = device.try_clone()?;
+        let classic = Classic(server.clone());
+        let session = fuser::Session::from_fd(classic, device, SessionACL::All, config)?;
+        if core.options().settled_io() == Io::Passthrough {
+            let backings = Backings::start(connection).map_err(|e| {
+                io::Error::other(format!(
+                    "io=passthrough: the kernel takes no files ({e}); it asks for CAP_SYS_ADMIN outside \
+                     user namespaces: leave the option out"
+                ))
+            })?;
+            if server.backings.set(backings).is_err() {
+                log::debug!("files are handed over already");
+            }
+        }
         let notifier = session.notifier();
         // Offset -1 leaves the cached pages alone (fuse_lowlevel_notify_inval_inode(3)).
         core.watch(move |ino| {

@@ -6,6 +6,7 @@
 //! The empty name stands for the descriptor itself. Every call that changes something on disk
 //! passes `fault::point` first, so that crash tests can stop between any two of them.
 
+mod backing;
 mod data;
 pub mod fault;
 mod fs;
@@ -15,6 +16,7 @@ mod process;
 mod tree;
 mod xattr;
 
+pub use backing::{close_backing, created, memory_file, open_backing, opened};
 pub use data::{
     Fallocate, Seek, copy_range, fallocate, lseek, pread, pread_cached, pwrite, reflink, truncate,
 };

@@ -22,7 +22,8 @@ Options are those of the kernel's overlay and of fuse-overlayfs: lowerdir (top f
 colon, :: starts data-only layers), upperdir, workdir (on the same filesystem as upperdir),
 userxattr, redirect_dir=on|off|auto|copy, metacopy=on|off, volatile, fsync=0|1, timeout=SECONDS (0 shows
 changes made to the layers from outside), uidmapping, gidmapping, squash_to_root,
-squash_to_uid, squash_to_gid, xattr_permissions=0|1|2, io=auto|handleless|handles, static_nlink, noacl, noxattrs, ro,
+squash_to_uid, squash_to_gid, xattr_permissions=0|1|2, io=auto|handleless|passthrough|handles,
+static_nlink, noacl, noxattrs, ro,
 allow_other, and the usual words of mount(8). -o remount changes ro, nosuid, nodev, noexec, noatime and sync
 of a mount that is there.";
 

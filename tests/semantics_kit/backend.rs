@@ -76,6 +76,16 @@ pub fn said(command: &mut Command) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("{status}: {text}")) }
 }
 
+/// Options that all mounts of plyfs are to have, for another run of all tests.
+fn common_options() -> String {
+    std::env::var("PLYFS_TEST_OPTIONS").unwrap_or_default()
+}
+
+/// Whether those ask for what only root may have.
+pub fn asks_for_privilege() -> bool {
+    common_options().contains("io=passthrough")
+}
+
 fn escaped(path: &Path) -> String {
     let text = path.to_str().expect("layer paths of tests are text");
     text.replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
@@ -92,14 +102,13 @@ pub fn list(stack: &Stack) -> String {
     if let Some((upper, work)) = &stack.upper {
         list.push_str(&format!(",upperdir={},workdir={}", escaped(upper), escaped(work)));
     }
-    if !stack.options.is_empty() {
+    // A live view reads files anew at each open, which the other ways of I/O do not.
+    let live = stack.options.split(',').any(|word| word == "timeout=0");
+    let common = common_options();
+    let common = common.split(',').filter(|word| !live || !word.starts_with("io="));
+    for word in common.chain([stack.options.as_str()]).filter(|word| !word.is_empty()) {
         list.push(',');
-        list.push_str(&stack.options);
-    }
-    // Options that all tests are to run with.
-    if let Ok(more) = std::env::var("PLYFS_TEST_OPTIONS") {
-        list.push(',');
-        list.push_str(&more);
+        list.push_str(word);
     }
     list
 }

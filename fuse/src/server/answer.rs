@@ -11,6 +11,17 @@ use crate::sys;
 /// The number of an error.
 pub(crate) type Code = i32;
 
+/// How an open is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Opened {
+    /// The handle, given back at the close.
+    pub(crate) handle: u64,
+    /// The kernel's `FOPEN_*` flags.
+    pub(crate) flags: u32,
+    /// The file that the kernel is to read and write itself, registered with the connection.
+    pub(crate) backing: Option<u32>,
+}
+
 /// What a request is answered with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Answer<'a> {
@@ -22,10 +33,10 @@ pub(crate) enum Answer<'a> {
     Absent,
     /// Attributes.
     Attr(&'a Attr),
-    /// An open file or directory, with the kernel's `FOPEN_*` flags.
-    Opened { handle: u64, flags: u32 },
+    /// An open file or directory.
+    Opened(Opened),
     /// A new name that is open.
-    Created { attr: &'a Attr, flags: u32 },
+    Created(&'a Attr, Opened),
     /// Bytes: a target, a value, a list of names.
     Data(&'a [u8]),
     /// How many bytes a value or a list has.

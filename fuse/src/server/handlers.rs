@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use super::answer::{Answer, Asker, Code, Fill, List, Reply};
+use super::answer::{Answer, Asker, Code, Fill, List, Opened, Reply};
 use super::{INLINE_COPY, Server, fail};
 use crate::attr::{Attr, SetAttr};
 use crate::error::Result;
@@ -152,8 +152,9 @@ impl Server {
             // The kernel asks once and never again.
             return reply.error(sys::ENOSYS);
         }
+        let writes = flags & sys::O_ACCMODE != sys::O_RDONLY;
         match checked(self.timed(Op::Open).open_file(asker.caller(0), node, flags)) {
-            Ok(()) => reply.answer(Answer::Opened { handle: 0, flags: self.file_flags() }),
+            Ok(()) => reply.answer(Answer::Opened(self.opened(node, writes))),
             Err(code) => reply.error(code),
         }
     }
@@ -172,7 +173,7 @@ impl Server {
         let caller = asker.caller(new.umask);
         match checked(self.timed(Op::Create).create(caller, parent, name, new.mode)) {
             Ok(Entry { attr }) => {
-                reply.answer(Answer::Created { attr: &attr, flags: self.file_flags() });
+                reply.answer(Answer::Created(&attr, self.opened(attr.ino, true)));
             }
             Err(code) => reply.error(code),
         }
@@ -208,6 +209,9 @@ impl Server {
     }
 
     pub(crate) fn release(&self, node: Ino, reply: impl Reply) {
+        if let Some(backings) = self.backings.get() {
+            backings.release(node);
+        }
         self.timed(Op::Release).release(node);
         reply.answer(Answer::Done);
     }
@@ -218,7 +222,10 @@ impl Server {
 
     pub(crate) fn opendir(&self, node: Ino, reply: impl Reply) {
         match checked(self.timed(Op::Opendir).open_dir(node)) {
-            Ok(handle) => reply.answer(Answer::Opened { handle, flags: self.dir_flags() }),
+            Ok(handle) => {
+                let flags = self.dir_flags();
+                reply.answer(Answer::Opened(Opened { handle, flags, backing: None }));
+            }
             Err(code) => reply.error(code),
         }
     }

@@ -9,10 +9,11 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
-use super::answer::{Answer, Code, Fill, List, Reply};
+use super::answer::{Answer, Code, Fill, List, Opened, Reply};
 use super::convert;
 use crate::attr::Attr;
 use crate::readdir::DirEntry;
+use crate::sys;
 
 thread_local! {
     /// The buffer of the reads of this thread.
@@ -68,18 +69,21 @@ reply! {
         Answer::Done => sent.reply.ok(),
     }
     ReplyOpen: sent {
-        Answer::Opened { handle, flags } => {
-            sent.reply.opened(FileHandle(handle), FopenFlags::from_bits_retain(flags))
+        Answer::Opened(Opened { handle, flags, backing }) => match backing {
+            Some(id) => sys::opened(sent.reply, handle, flags, id),
+            None => sent.reply.opened(FileHandle(handle), FopenFlags::from_bits_retain(flags)),
         },
     }
     ReplyCreate: sent {
-        Answer::Created { attr, flags } => sent.reply.created(
-            &sent.ttl,
-            &convert::attr(attr),
-            generation(attr),
-            FileHandle(0),
-            FopenFlags::from_bits_retain(flags),
-        ),
+        Answer::Created(attr, Opened { handle, flags, backing }) => {
+            let (shown, generation) = (convert::attr(attr), generation(attr));
+            if let Some(id) = backing {
+                let entry = (&sent.ttl, &shown, generation);
+                return sys::created(sent.reply, entry, (handle, flags), id);
+            }
+            let (handle, flags) = (FileHandle(handle), FopenFlags::from_bits_retain(flags));
+            sent.reply.created(&sent.ttl, &shown, generation, handle, flags)
+        },
     }
     ReplyWrite: sent {
         Answer::Written(count) => sent.reply.written(count),
