@@ -12,7 +12,7 @@ use crate::Overlay;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode};
 use crate::lend;
-use crate::owner::Caller;
+use crate::owner::{Caller, Override};
 use crate::sys::{self, FsStat, NewTimes, Stat};
 
 /// A point in time: seconds since 1970, negative before, and nanoseconds after that second.
@@ -150,20 +150,30 @@ impl Overlay {
     pub(crate) fn attr(&self, inode: &Arc<Inode>) -> Result<Attr> {
         let (stat, over) = self
             .at(inode, |dir, name| {
-                let stat = {
-                    let _settled = lend::settled();
-                    sys::stat(dir, name)?
-                };
+                let stat = lend::steady(|| sys::stat(dir, name))?;
                 Ok((stat, self.read_override(dir, name)?))
             })
             .at("stat", || inode.path())?;
-        let mut attr = self.raw(inode, &stat);
+        Ok(self.shown(inode, &stat, over))
+    }
+
+    /// [`Overlay::attr`] by what was found already, at `turn` of [`lend`] or later, where that says
+    /// all.
+    pub(crate) fn attr_by(&self, inode: &Arc<Inode>, stat: &Stat, turn: u64) -> Result<Attr> {
+        if self.identity.uses_override() || !lend::settled_since(turn) {
+            return self.attr(inode);
+        }
+        Ok(self.shown(inode, stat, None))
+    }
+
+    fn shown(&self, inode: &Inode, stat: &Stat, over: Option<Override>) -> Attr {
+        let mut attr = self.raw(inode, stat);
         if let Some(over) = over {
             over.apply(&mut attr);
         }
         (attr.uid, attr.gid, attr.mode) = self.identity.present(attr.uid, attr.gid, attr.mode);
         self.fix_blocks(inode, &mut attr);
-        Ok(attr)
+        attr
     }
 
     /// A stat as the merged tree shows it, with the owner on disk.

@@ -12,6 +12,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
@@ -20,10 +21,51 @@ use crate::sys;
 /// Held alone while any mode is not its own. Comes last of all locks: only system calls are made
 /// under it.
 static LENT: RwLock<()> = RwLock::new(());
+/// Goes up when modes are lent and when they are taken back: odd in between.
+static TURN: AtomicU64 = AtomicU64::new(0);
 
-/// Keeps modes what they are, for who reads or sets one.
+/// Keeps modes what they are, for who sets one.
 pub(crate) fn settled() -> RwLockReadGuard<'static, ()> {
     LENT.read()
+}
+
+/// The moment before something is read, for [`settled_since`].
+pub(crate) fn turn() -> u64 {
+    TURN.load(Ordering::SeqCst)
+}
+
+/// Whether every mode was its own since that moment.
+pub(crate) fn settled_since(turn: u64) -> bool {
+    turn & 1 == 0 && TURN.load(Ordering::SeqCst) == turn
+}
+
+/// What `read` finds while every mode is its own; without a lock where nothing was lent meanwhile.
+pub(crate) fn steady<T>(read: impl Fn() -> T) -> T {
+    let before = turn();
+    if before & 1 == 0 {
+        let found = read();
+        if settled_since(before) {
+            return found;
+        }
+    }
+    let _settled = settled();
+    read()
+}
+
+/// Modes are lent while this lives. Made before the loans, so it goes after them.
+struct Turn;
+
+impl Turn {
+    fn new() -> Turn {
+        TURN.fetch_add(1, Ordering::SeqCst);
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        TURN.fetch_add(1, Ordering::SeqCst);
+    }
 }
 
 /// An object with its owner's bits added; the drop takes them back.
@@ -71,6 +113,7 @@ pub(crate) fn lend<T>(
         other => return other,
     };
     let _alone = LENT.write();
+    let _turn = Turn::new();
     let lent: Vec<Loan> = objects.iter().filter_map(|(dir, name)| Loan::new(*dir, name)).collect();
     if lent.is_empty() { Err(refused) } else { step() }
 }

@@ -51,6 +51,16 @@ pub struct View {
     xattr_whiteouts: bool,
 }
 
+/// The inode of a name, with a lookup counted.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) inode: Arc<Inode>,
+    /// Its attributes on disk, where they are those of the object it is now.
+    pub(crate) stat: Option<Stat>,
+    /// The turn of [`lend`] before they were read.
+    pub(crate) turn: u64,
+}
+
 /// What one layer says of a name.
 enum Step {
     Miss,
@@ -64,15 +74,20 @@ impl Overlay {
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Entry> {
         let parent = self.dir_inode(parent, "lookup")?;
         check_name(name)?;
-        let inode =
-            self.child(&parent, name)?.ok_or_else(|| Error::code("lookup", name, sys::ENOENT))?;
-        match self.attr(&inode) {
-            Ok(attr) => Ok(Entry { attr }),
-            Err(e) => {
-                self.forget(inode.ino, 1);
-                Err(e)
-            }
+        let seen = self.look(&parent, name)?;
+        self.seen_entry(seen.ok_or_else(|| Error::code("lookup", name, sys::ENOENT))?)
+    }
+
+    /// The entry of what was seen; its lookup is given back when there is none.
+    pub(crate) fn seen_entry(&self, seen: Seen) -> Result<Entry> {
+        let attr = match &seen.stat {
+            Some(stat) => self.attr_by(&seen.inode, stat, seen.turn),
+            None => self.attr(&seen.inode),
+        };
+        if attr.is_err() {
+            self.forget(seen.inode.ino, 1);
         }
+        attr.map(|attr| Entry { attr })
     }
 
     /// The object of a file handle, or the directory it is in, with a lookup counted. ESTALE when it
@@ -103,7 +118,13 @@ impl Overlay {
 
     /// The inode of a name, with a lookup counted; `None` when there is no such name.
     pub(crate) fn child(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<Arc<Inode>>> {
+        Ok(self.look(parent, name)?.map(|seen| seen.inode))
+    }
+
+    /// [`Overlay::child`], with the attributes that were seen on the way.
+    fn look(&self, parent: &Arc<Inode>, name: &OsStr) -> Result<Option<Seen>> {
         loop {
+            let turn = lend::turn();
             let view = self.view(parent)?;
             let _guard = parent.dir().map(|dir| dir.ns.read());
             if view.is_stale(parent) {
@@ -113,11 +134,15 @@ impl Overlay {
                 return Ok(None);
             };
             let back = self.live.then(|| found.duplicate());
+            let (stat, upper) = (found.stat, found.state.upper.is_some());
             let inode = self.intern(parent, name, found, 1);
             if back.is_some_and(|found| goes_back(&inode.state.lock(), &found.state)) {
                 self.go_back((&view, name), &inode).on("lookup", name)?;
+                return Ok(Some(Seen { inode, stat: None, turn }));
             }
-            return Ok(Some(inode));
+            // Another name of the object may have been copied up meanwhile.
+            let stat = (inode.is_upper() == upper).then_some(stat);
+            return Ok(Some(Seen { inode, stat, turn }));
         }
     }
 
