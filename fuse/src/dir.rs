@@ -164,26 +164,39 @@ impl Overlay {
             self.check_open_data(name)?;
         }
         let held = self.hold(&parent)?;
-        let place = self.place(&held, name)?;
-        let aside = place == Place::Whiteout || (place == Place::Dot && is_dir(new.node));
         let mut birth = self.birth(caller, &parent, &held, new)?;
-        birth.direct &= !aside;
-        let file = if birth.direct {
-            self.make_node(held.fd.as_fd(), name, new.node, &birth).on("create", name)?
-        } else {
-            self.inherit(&held, new.node, &mut birth)?;
-            self.make_aside(&held, name, (new.node, place), &birth)?
+        let mut place = self.place(&held, name, birth.direct)?;
+        birth.direct &= place != Place::Whiteout && !(place == Place::Dot && is_dir(new.node));
+        let mut made = None;
+        if birth.direct {
+            match self.make_node(held.fd.as_fd(), name, new.node, &birth) {
+                // What is there was not looked for.
+                Err(e) if sys::errno(&e) == sys::EEXIST => place = self.occupant(&held, name)?,
+                other => made = Some(other.on("create", name)?),
+            }
+        }
+        let file = match made {
+            Some(file) => file,
+            None => {
+                self.inherit(&held, new.node, &mut birth)?;
+                self.make_aside(&held, name, (new.node, place), &birth)?
+            }
         };
         if place == Place::Dot {
             upper.dialect.drop_dot(held.fd.as_fd(), name);
         }
-        let stat = sys::stat(&*held.fd, name).on("stat", name)?;
+        let turn = lend::turn();
+        let stat = match &file {
+            Some(file) => sys::fstat(file),
+            None => sys::stat(&*held.fd, name),
+        };
+        let stat = stat.on("stat", name)?;
         let inode = self.intern_new(&parent, name, &stat, file);
         drop(held);
         if matches!(new.node, Node::File) {
             self.bound_open_data(&inode);
         }
-        self.entry(&inode)
+        self.attr_by(&inode, &stat, turn).map(|attr| Entry { attr })
     }
 
     /// The entry of an inode that has one lookup counted for it already.
@@ -211,28 +224,35 @@ impl Overlay {
         inode
     }
 
-    /// What is in the way of a new name; EEXIST when an object is.
-    fn place(&self, held: &Held<'_>, name: &OsStr) -> Result<Place> {
+    /// What is in the way of a new name; EEXIST when an object is. With `tries` the caller asks the
+    /// upper directory by making the name there: it is not asked here if nothing is below, and
+    /// `Free` means that no lower layer is in the way.
+    fn place(&self, held: &Held<'_>, name: &OsStr, tries: bool) -> Result<Place> {
         if whiteout::is_dot(name) {
             // It would be read as a whiteout at the next mount, and so be lost.
             return Err(Error::code("create", name, sys::EINVAL));
         }
-        let exists = || Error::code("create", name, sys::EEXIST);
-        if let Some(stat) = sys::has(&*held.fd, name).on("create", name)? {
-            let hidden = held.is_whiteout(name, &stat).on("create", name)?;
-            return if hidden { Ok(Place::Whiteout) } else { Err(exists()) };
+        let below = self.lower_has(&held.view, name).on("create", name)?;
+        if tries && !below {
+            return Ok(Place::Free);
         }
-        if held.view.lowers.is_empty() {
+        if sys::has(&*held.fd, name).on("create", name)?.is_some() {
+            return self.occupant(held, name);
+        }
+        if !below {
             return Ok(Place::Free);
         }
         if whiteout::has_dot(held.fd.as_fd(), name).on("create", name)? {
             return Ok(Place::Dot);
         }
-        if self.lower_has(&held.view, name).on("create", name)? {
-            Err(exists())
-        } else {
-            Ok(Place::Free)
-        }
+        Err(Error::code("create", name, sys::EEXIST))
+    }
+
+    /// What has a name in the upper directory: a whiteout, or else EEXIST.
+    fn occupant(&self, held: &Held<'_>, name: &OsStr) -> Result<Place> {
+        let stat = sys::stat(&*held.fd, name).on("create", name)?;
+        let hidden = held.is_whiteout(name, &stat).on("create", name)?;
+        if hidden { Ok(Place::Whiteout) } else { Err(Error::code("create", name, sys::EEXIST)) }
     }
 
     /// Owner, group, mode and ACLs of a new object in this directory, as a local filesystem gives

@@ -24,7 +24,7 @@ impl Overlay {
         self.copy_up_data(&inode, None)?;
         let from = self.link_source(&inode)?;
         let held = self.hold(&parent)?;
-        let place = self.place(&held, name)?;
+        let place = self.place(&held, name, false)?;
         self.settle_group(&inode)?;
         if inode.state.lock().has_origin {
             self.mark_impure(&parent, held.fd.as_fd()).on("link", name)?;
