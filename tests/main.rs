@@ -18,6 +18,7 @@ mod doctor;
 mod faults;
 mod layer_changes;
 mod overlay_bulk;
+mod overlay_memory;
 mod overlay_model;
 mod overlay_open_data;
 mod overlay_stress;

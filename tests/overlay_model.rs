@@ -47,6 +47,7 @@ struct Cored {
     core: Option<Core>,
     stack: (Vec<PathBuf>, PathBuf, PathBuf),
     whiteouts: Whiteouts,
+    linger: usize,
 }
 
 impl Cored {
@@ -55,7 +56,8 @@ impl Cored {
         let stack = (stack.lowers.clone(), stack.upper.clone(), stack.work.clone());
         let whiteouts = [Whiteouts::Auto, Whiteouts::Xattr, Whiteouts::Auto, Whiteouts::Dot];
         let whiteouts = whiteouts[case.seed as usize % whiteouts.len()];
-        let mut cored = Cored { core: None, stack, whiteouts };
+        let linger = [32, 0, 3][case.seed as usize % 3];
+        let mut cored = Cored { core: None, stack, whiteouts, linger };
         cored.reopen()?;
         Ok(Box::new(cored))
     }
@@ -83,8 +85,9 @@ impl Subject for Cored {
     fn reopen(&mut self) -> Result<(), String> {
         self.core = None;
         let (lowers, upper, work) = &self.stack;
-        self.core =
-            Some(Core::open_writing(self.whiteouts, (lowers, upper.clone(), work.clone()))?);
+        let core = Core::open_writing(self.whiteouts, (lowers, upper.clone(), work.clone()))?;
+        // Most things that are remembered are remembered while the kernel knows the directory.
+        self.core = Some(core.linger(self.linger));
         Ok(())
     }
 

@@ -13,8 +13,8 @@ use std::collections::{HashSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot_;
@@ -22,6 +22,7 @@ use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
 use crate::dirfd::{OpenCount, Slot};
+use crate::namei::{Below, Misses};
 use crate::sys;
 
 /// An inode number, which is also the kernel's node id.
@@ -147,6 +148,10 @@ pub struct Dir {
     pub ns: RwLock<()>,
     /// The cached descriptor of the upper directory.
     pub slot: Arc<Slot>,
+    /// Which lower layers have which names.
+    pub(crate) below: OnceLock<Arc<Below>>,
+    /// What looking for names in them has cost.
+    pub(crate) misses: Misses,
 }
 
 /// One object of the merged tree.

@@ -3,14 +3,19 @@
 //! The topmost object decides the kind. Only a directory lets the walk go on, and only directories
 //! join it; a whiteout, an opaque directory or another object ends it. No side effects on disk.
 
+mod below;
 mod walk;
 
+pub(crate) use below::{Below, Misses, Room};
+
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use below::May;
 use walk::{Pending, Place, Walk};
 
 use crate::Overlay;
@@ -49,6 +54,10 @@ pub struct View {
     pub lowers: Arc<[Arc<LowerDir>]>,
     impure: bool,
     xattr_whiteouts: bool,
+    /// Which of the lower ones have what, once that is known.
+    below: Option<Arc<Below>>,
+    /// Lower directories that were asked for a name and did not have it.
+    misses: Cell<u32>,
 }
 
 /// The inode of a name, with a lookup counted.
@@ -126,11 +135,14 @@ impl Overlay {
         loop {
             let turn = lend::turn();
             let view = self.view(parent)?;
-            let _guard = parent.dir().map(|dir| dir.ns.read());
+            let guard = parent.dir().map(|dir| dir.ns.read());
             if view.is_stale(parent) {
                 continue;
             }
-            let Some(found) = self.resolve(&view, name).on("lookup", name)? else {
+            let found = self.resolve(&view, name).on("lookup", name)?;
+            let Some(found) = found else {
+                drop(guard);
+                self.learn(parent, &view);
                 return Ok(None);
             };
             let back = self.live.then(|| found.duplicate());
@@ -142,6 +154,8 @@ impl Overlay {
             }
             // Another name of the object may have been copied up meanwhile.
             let stat = (inode.is_upper() == upper).then_some(stat);
+            drop(guard);
+            self.learn(parent, &view);
             return Ok(Some(Seen { inode, stat, turn }));
         }
     }
@@ -195,16 +209,32 @@ impl Overlay {
 
     /// Whether any lower layer shows this name, so that hiding it needs a whiteout.
     pub(crate) fn lower_has(&self, parent: &View, name: &OsStr) -> io::Result<bool> {
-        for dir in parent.lowers.iter() {
+        for may in parent.places(name, 0) {
+            let dir = &parent.lowers[may.place];
             let fd = self.lower_dir(dir)?;
-            match self.step(fd.as_fd(), name, dir.xattr_whiteouts)? {
-                Step::Miss if whiteout::has_dot(fd.as_fd(), name)? => return Ok(false),
+            match self.lower_step(parent, dir, (fd.as_fd(), name), may)? {
+                Step::Miss if may.dot && whiteout::has_dot(fd.as_fd(), name)? => return Ok(false),
                 Step::Miss => {}
                 Step::Whiteout => return Ok(false),
                 Step::Other(_) | Step::Dir(..) => return Ok(true),
             }
         }
         Ok(false)
+    }
+
+    /// What a lower directory says of a name that it may have.
+    fn lower_step(
+        &self,
+        parent: &View,
+        dir: &LowerDir,
+        (fd, name): (BorrowedFd<'_>, &OsStr),
+        may: May,
+    ) -> io::Result<Step> {
+        let step = if may.name { self.step(fd, name, dir.xattr_whiteouts)? } else { Step::Miss };
+        if matches!(step, Step::Miss) {
+            parent.misses.set(parent.misses.get() + 1);
+        }
+        Ok(step)
     }
 
     fn step(&self, dir: BorrowedFd<'_>, name: &OsStr, xattr_whiteouts: bool) -> io::Result<Step> {
@@ -385,12 +415,15 @@ impl Found {
 impl View {
     /// The places of a directory whose upper one is `upper`.
     pub(crate) fn new(dir: &Inode, upper: Option<Arc<OwnedFd>>) -> View {
+        let below = dir.dir().and_then(|dir| dir.below.get());
         let state = dir.state.lock();
         View {
             upper,
             lowers: state.lowers.clone(),
             impure: state.impure,
             xattr_whiteouts: state.xattr_whiteouts,
+            below: below.filter(|below| below.is_of(&state.lowers)).cloned(),
+            misses: Cell::new(0),
         }
     }
 

@@ -119,8 +119,13 @@ impl Overlay {
             return Ok(listing);
         }
         loop {
-            let view = self.view(dir)?;
-            let names = self.merge(&view).on("readdir", dir.path())?;
+            let mut view = self.view(dir)?;
+            let lists = self.list_lowers(&view).on("readdir", dir.path())?;
+            if self.wants_below(dir, &view) {
+                self.keep_below(dir, &view, &lists).on("readdir", dir.path())?;
+                view = View::new(dir, view.upper.take());
+            }
+            let names = self.merge_lists(&view, lists).on("readdir", dir.path())?;
             if !view.is_stale(dir) {
                 listing.extend(names);
                 return Ok(listing);
@@ -130,29 +135,28 @@ impl Overlay {
 
     /// Every visible name of a directory.
     pub(crate) fn merge(&self, view: &View) -> io::Result<Vec<DirEntry>> {
+        self.merge_lists(view, self.list_lowers(view)?)
+    }
+
+    fn list_lowers(&self, view: &View) -> io::Result<Vec<Vec<Name>>> {
+        view.lowers.iter().map(|lower| sys::list(&*self.lower_dir(lower)?)).collect()
+    }
+
+    /// Every visible name, by what the lower directories hold.
+    fn merge_lists(&self, view: &View, lists: Vec<Vec<Name>>) -> io::Result<Vec<DirEntry>> {
         let mut listing = Vec::new();
         let mut seen = HashSet::new();
         let alone = view.upper.is_some() as usize + view.lowers.len() == 1;
-        if let Some(upper) = &view.upper {
-            let layer = Layer {
-                view,
-                dir: upper,
-                xattr_whiteouts: view.xattr_whiteouts(),
-                upper: true,
-                alone,
-            };
-            self.merge_layer(&layer, &mut seen, &mut listing)?;
+        if let Some(dir) = &view.upper {
+            let xattr_whiteouts = view.xattr_whiteouts();
+            let layer = Layer { view, dir, xattr_whiteouts, upper: true, alone };
+            self.merge_layer(&layer, sys::list(dir)?, &mut seen, &mut listing)?;
         }
-        for lower in view.lowers.iter() {
-            let fd = self.lower_dir(lower)?;
-            let layer = Layer {
-                view,
-                dir: &fd,
-                xattr_whiteouts: lower.xattr_whiteouts,
-                upper: false,
-                alone,
-            };
-            self.merge_layer(&layer, &mut seen, &mut listing)?;
+        for (lower, names) in view.lowers.iter().zip(lists) {
+            let dir = &self.lower_dir(lower)?;
+            let xattr_whiteouts = lower.xattr_whiteouts;
+            let layer = Layer { view, dir, xattr_whiteouts, upper: false, alone };
+            self.merge_layer(&layer, names, &mut seen, &mut listing)?;
         }
         Ok(listing)
     }
@@ -160,10 +164,10 @@ impl Overlay {
     fn merge_layer(
         &self,
         layer: &Layer<'_>,
+        names: Vec<Name>,
         seen: &mut HashSet<OsString>,
         out: &mut Vec<DirEntry>,
     ) -> io::Result<()> {
-        let names = sys::list(layer.dir)?;
         let dev = sys::fstat(layer.dir)?.dev;
         let mut hidden = Vec::new();
         for entry in names {

@@ -9,7 +9,8 @@
 
 mod read;
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,6 +36,9 @@ pub struct Core {
     fs: Arc<Overlay>,
     who: Who,
     held: BTreeMap<usize, Open>,
+    /// Directories whose names stay looked up, as the kernel's cache keeps them; the last ones.
+    lingering: RefCell<VecDeque<Counted>>,
+    linger: usize,
 }
 
 /// An open file: counted as open, and its inode as looked up.
@@ -106,7 +110,14 @@ impl Core {
 
     /// A client of an overlay that has others.
     pub fn new(fs: Arc<Overlay>) -> Core {
-        Core { fs, who: Who::me(), held: BTreeMap::new() }
+        let lingering = RefCell::default();
+        Core { fs, who: Who::me(), held: BTreeMap::new(), lingering, linger: 0 }
+    }
+
+    /// Has up to `count` directories stay known between operations.
+    pub fn linger(mut self, count: usize) -> Core {
+        self.linger = count;
+        self
     }
 
     /// The overlay.
@@ -123,7 +134,15 @@ impl Core {
     }
 
     fn lookup(&self, dir: Ino, name: &str) -> Res<Counted> {
-        self.fs.lookup(dir, OsStr::new(name)).map(|entry| self.counted(entry)).map_err(no)
+        let found =
+            self.fs.lookup(dir, OsStr::new(name)).map(|entry| self.counted(entry)).map_err(no)?;
+        if found.kind() == 'd' && self.linger > 0 {
+            let mut lingering = self.lingering.borrow_mut();
+            lingering.extend(self.fs.lookup(dir, OsStr::new(name)).map(|e| self.counted(e)));
+            let more = lingering.len().saturating_sub(self.linger);
+            lingering.drain(..more);
+        }
+        Ok(found)
     }
 
     fn walk(&self, path: &str) -> Res<Walk> {

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::below::May;
 use super::{Found, Step, View, is_foreign, looks_empty};
 use crate::Overlay;
 use crate::inode::{LowerDir, LowerFile, State, UpperAt};
@@ -89,22 +90,36 @@ impl<'a> Walk<'a> {
 
     /// The name in the lower layers only.
     pub(super) fn lowers(mut self) -> io::Result<Option<Found>> {
-        for dir in self.parent.lowers.clone().iter() {
+        let parent = self.parent;
+        for may in parent.places(&self.name.clone(), 0) {
+            let dir = &parent.lowers[may.place];
             let fd = self.overlay.lower_dir(dir)?;
-            match self.overlay.step(fd.as_fd(), &self.name, dir.xattr_whiteouts)? {
-                Step::Miss => {
-                    self.pending.push(Pending::Dot(Place::Lower(dir.clone()), self.name.clone()));
-                }
+            match self.overlay.lower_step(parent, dir, (fd.as_fd(), &self.name), may)? {
+                Step::Miss => self.push_dot(dir, may),
                 Step::Whiteout => return Ok(None),
                 _ if self.is_hidden()? => return Ok(None),
                 Step::Other(stat) => return self.lower_file(dir, fd.as_fd(), stat).map(Some),
-                Step::Dir(stat, marks) => return self.lower_dir(dir, stat, &marks).map(Some),
+                Step::Dir(stat, marks) => {
+                    return self.lower_dir((dir, may), stat, &marks).map(Some);
+                }
             }
         }
         Ok(None)
     }
 
-    fn lower_dir(mut self, dir: &Arc<LowerDir>, stat: Stat, marks: &Marks) -> io::Result<Found> {
+    /// The whiteout beside the name in a lower directory matters if a layer below has it.
+    fn push_dot(&mut self, dir: &Arc<LowerDir>, may: May) {
+        if may.dot {
+            self.pending.push(Pending::Dot(Place::Lower(dir.clone()), self.name.clone()));
+        }
+    }
+
+    fn lower_dir(
+        mut self,
+        dir: (&Arc<LowerDir>, May),
+        stat: Stat,
+        marks: &Marks,
+    ) -> io::Result<Found> {
         self.push_named(dir, marks, stat)?;
         if !marks.opaque {
             self.collect_dirs()?;
@@ -163,23 +178,30 @@ impl<'a> Walk<'a> {
         if self.absolute.is_some() {
             return self.collect_absolute();
         }
+        let parent = self.parent;
         let done = self.dirs.last().map_or(0, |dir| dir.layer + 1);
-        for dir in self.parent.lowers.clone().iter().filter(|dir| dir.layer >= done) {
+        let mut name = self.name.clone();
+        let mut places = parent.places(&name, parent.lowers.partition_point(|d| d.layer < done));
+        while let Some(may) = places.next() {
+            let dir = &parent.lowers[may.place];
             let fd = self.overlay.lower_dir(dir)?;
-            match self.overlay.step(fd.as_fd(), &self.name, dir.xattr_whiteouts)? {
-                Step::Miss => {
-                    self.pending.push(Pending::Dot(Place::Lower(dir.clone()), self.name.clone()));
-                }
+            match self.overlay.lower_step(parent, dir, (fd.as_fd(), &self.name), may)? {
+                Step::Miss => self.push_dot(dir, may),
                 Step::Whiteout => break,
                 _ if self.is_hidden()? => break,
                 Step::Other(_) => break,
                 Step::Dir(stat, marks) => {
-                    self.push_named(dir, &marks, stat)?;
+                    self.push_named((dir, may), &marks, stat)?;
                     if marks.opaque {
                         break;
                     }
                     if self.absolute.is_some() {
                         return self.collect_absolute();
+                    }
+                    if self.name != name {
+                        // A redirect: it goes on under another name.
+                        name = self.name.clone();
+                        places = parent.places(&name, may.place + 1);
                     }
                 }
             }
@@ -210,9 +232,14 @@ impl<'a> Walk<'a> {
     }
 
     /// A directory found by name in a directory of the parent.
-    fn push_named(&mut self, dir: &Arc<LowerDir>, marks: &Marks, stat: Stat) -> io::Result<()> {
+    fn push_named(
+        &mut self,
+        (dir, may): (&Arc<LowerDir>, May),
+        marks: &Marks,
+        stat: Stat,
+    ) -> io::Result<()> {
         if !marks.opaque && dir.layer + 1 < self.overlay.stack.visible {
-            self.pending.push(Pending::Dot(Place::Lower(dir.clone()), self.name.clone()));
+            self.push_dot(dir, may);
         }
         self.push_dir(dir.layer, dir.path.join(&self.name), marks, stat)?;
         self.follow(marks, dir.layer + 1);
