@@ -83,16 +83,27 @@ impl Overlay {
         if let Some(inode) = &inode {
             self.settle_group(inode)?;
         }
-        let below = sys::has(&*held.fd, name).on("unlink", name)?;
-        let in_upper = below.is_some();
+        // What was found, if it is right here and was not only now given the name.
+        let here = matches!(found.state.upper, Some(UpperAt::Named)).then_some(found.stat);
+        let above = match here {
+            None if found.state.upper.is_none() => None,
+            None => sys::has(&*held.fd, name).on("unlink", name)?,
+            stat => stat,
+        };
+        let in_upper = above.is_some();
         let pinned = match inode.as_ref() {
             Some(inode) => self.pin(inode, (parent, name), held, in_upper)?,
             None => false,
         };
-        let last = below.is_some_and(|stat| stat.nlink == 1);
+        let last = above.is_some_and(|stat| stat.nlink == 1);
         let kind = if last { found.stat.kind() } else { sys::S_IFREG };
         let records = side::records(upper, (held.fd.as_fd(), name), kind);
-        if let Err(e) = self.hide(upper, held, name, in_upper).on("unlink", name) {
+        // What is no upper object was found in a lower layer.
+        let covers = match found.state.upper {
+            None => true,
+            Some(_) => self.lower_has(&held.view, name).on("unlink", name)?,
+        };
+        if let Err(e) = self.hide(upper, held, name, (in_upper, covers)).on("unlink", name) {
             if let Some(inode) = &inode {
                 unpin(inode, (parent, name), pinned);
             }
@@ -124,9 +135,8 @@ impl Overlay {
         upper: &Upper,
         held: &Held<'_>,
         name: &OsStr,
-        in_upper: bool,
+        (in_upper, covers): (bool, bool),
     ) -> io::Result<()> {
-        let covers = self.lower_has(&held.view, name)?;
         match (in_upper, covers) {
             (false, _) => held.write_whiteout(upper, name),
             (true, false) => sys::unlink(&*held.fd, name),

@@ -26,7 +26,9 @@ use crate::whiteout;
 const ROOM: usize = 1 << 20;
 /// A listing made for its own sake is of directories of at most so many bytes.
 const LONG: u64 = 1 << 22;
-/// Bytes of a directory whose listing costs as much as one name that is not there.
+/// A directory of so many bytes costs nothing but a few calls.
+const SMALL: u64 = 4096;
+/// Further bytes whose listing costs as much as one name that is not there.
 const BYTES_A_MISS: u64 = 256;
 
 /// What the lower layers of one directory have.
@@ -258,7 +260,7 @@ impl Overlay {
         // Asked once more when it has paid; by then it is listed whatever came of this.
         let mut bytes = 0;
         for lower in view.lowers.iter() {
-            bytes += sys::fstat(&*self.lower_dir(lower)?)?.size;
+            bytes += sys::fstat(&*self.lower_dir(lower)?)?.size.saturating_sub(SMALL);
         }
         let price = if bytes > LONG { u64::MAX } else { bytes / BYTES_A_MISS };
         if price > u64::from(part.misses.seen.load(Ordering::Relaxed)) {
