@@ -27,7 +27,8 @@ use plyfs_fuse::{Options, Overlay};
 
 use super::model::Who;
 use super::ops::{EXCHANGE, Op, Outcome, Said, Target, split};
-use super::tree::{Meta, Stamp, Tree, kind_letter};
+use super::tree::{Stamp, Tree, kind_letter};
+use read::meta;
 
 type Res<T> = Result<T, i32>;
 
@@ -501,19 +502,4 @@ fn encode_dev((major, minor): (u32, u32)) -> u32 {
 
 fn decode_dev(dev: u32) -> (u32, u32) {
     ((dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
-}
-
-fn meta(attr: &Attr) -> Meta {
-    let kind = kind_letter(attr.mode);
-    let dir = kind == 'd';
-    Meta {
-        kind,
-        mode: attr.mode & 0o7777,
-        uid: attr.uid,
-        gid: attr.gid,
-        size: if dir { 0 } else { attr.size },
-        nlink: if dir { 0 } else { attr.nlink },
-        rdev: decode_dev(attr.rdev),
-        mtime: Stamp::found(attr.mtime.sec, attr.mtime.nsec),
-    }
 }

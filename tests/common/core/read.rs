@@ -8,8 +8,8 @@ use plyfs_fuse::attr::Attr;
 use plyfs_fuse::inode::Ino;
 
 use super::super::ops::join;
-use super::super::tree::{Groups, Node, Tree, digest};
-use super::{Core, meta};
+use super::super::tree::{Groups, Meta, Node, Stamp, Tree, digest, kind_letter};
+use super::{Core, decode_dev};
 
 /// An entry of a listing: name, type, number.
 type Listed = (String, u32, Ino);
@@ -118,5 +118,20 @@ impl Tree {
         core.read_tree(&mut tree, &mut same, ("", &root, Ino::ROOT))?;
         tree.group(&same);
         Ok(tree)
+    }
+}
+
+pub(super) fn meta(attr: &Attr) -> Meta {
+    let kind = kind_letter(attr.mode);
+    let dir = kind == 'd';
+    Meta {
+        kind,
+        mode: attr.mode & 0o7777,
+        uid: attr.uid,
+        gid: attr.gid,
+        size: if dir { 0 } else { attr.size },
+        nlink: if dir { 0 } else { attr.nlink },
+        rdev: decode_dev(attr.rdev),
+        mtime: Stamp::found(attr.mtime.sec, attr.mtime.nsec),
     }
 }
