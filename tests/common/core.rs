@@ -28,7 +28,7 @@ use plyfs_fuse::{Options, Overlay};
 use super::model::Who;
 use super::ops::{EXCHANGE, Op, Outcome, Said, Target, split};
 use super::tree::{Stamp, Tree, kind_letter};
-use read::meta;
+use read::{encode_dev, meta};
 
 type Res<T> = Result<T, i32>;
 
@@ -493,13 +493,4 @@ fn nested(from: &str, to: &str, flags: u32) -> Option<i32> {
 
 fn may_change_xattr(kind: char, name: &str) -> Res<()> {
     if name.starts_with("user.") && !matches!(kind, '-' | 'd') { Err(EPERM) } else { Ok(()) }
-}
-
-/// A device number as stat has it: 32 bits, the kernel's encoding.
-fn encode_dev((major, minor): (u32, u32)) -> u32 {
-    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
-}
-
-fn decode_dev(dev: u32) -> (u32, u32) {
-    ((dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
 }

@@ -9,7 +9,7 @@ use plyfs_fuse::inode::Ino;
 
 use super::super::ops::join;
 use super::super::tree::{Groups, Meta, Node, Stamp, Tree, digest, kind_letter};
-use super::{Core, decode_dev};
+use super::Core;
 
 /// An entry of a listing: name, type, number.
 type Listed = (String, u32, Ino);
@@ -134,4 +134,13 @@ pub(super) fn meta(attr: &Attr) -> Meta {
         rdev: decode_dev(attr.rdev),
         mtime: Stamp::found(attr.mtime.sec, attr.mtime.nsec),
     }
+}
+
+/// A device number as stat has it: 32 bits, the kernel's encoding.
+pub(super) fn encode_dev((major, minor): (u32, u32)) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+fn decode_dev(dev: u32) -> (u32, u32) {
+    ((dev >> 8) & 0xfff, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
 }
