@@ -9,6 +9,7 @@ pub(crate) mod answer;
 mod backing;
 mod classic;
 mod convert;
+mod follow;
 mod handlers;
 mod pool;
 mod reply;
