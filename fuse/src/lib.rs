@@ -125,7 +125,11 @@ impl Overlay {
         // What the layers and the process itself hold open is gone from the limit.
         let held = stack.layers.len() as u64 + 32;
         let free = usize::try_from(limit.saturating_sub(held)).unwrap_or(usize::MAX);
-        let dir_fds = DirFds::new((free / 4).min(4096));
+        let directories = (free / 4).min(4096);
+        let dir_fds = DirFds::new(directories);
+        if let Some(layer) = stack.layers.first() {
+            sys::reserve_descriptors(&layer.root, held.saturating_add(directories as u64));
+        }
         let root = place::root(&stack).map_err(|e| Error::new("open layers", "/", e))?;
         let root = Arc::new(Inode::new(Ino::ROOT, sys::S_IFDIR, root));
         if let (Some(upper), Some(dir)) = (&stack.upper, root.dir()) {

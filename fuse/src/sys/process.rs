@@ -55,6 +55,16 @@ pub fn wait_signal() -> io::Result<bool> {
     }
 }
 
+/// Has the process's table of descriptors hold `count` of them. The kernel makes the table larger
+/// when it has to, and where there is more than one thread that takes milliseconds each time: before
+/// there are, it takes none.
+pub fn reserve_descriptors(fd: impl AsFd, count: u64) {
+    let last = i32::try_from(count).unwrap_or(i32::MAX).saturating_sub(1);
+    if let Err(e) = rustix::io::fcntl_dupfd_cloexec(fd, last) {
+        log::debug!("{count} descriptors are not reserved: {e}");
+    }
+}
+
 /// Raises the soft limit of open files to the hard one and returns it.
 pub fn raise_nofile() -> u64 {
     let limit = rustix::process::getrlimit(Resource::Nofile);
