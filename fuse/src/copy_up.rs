@@ -41,7 +41,7 @@ enum Depth {
 /// A lower object about to be copied.
 struct Source {
     dir: Arc<OwnedFd>,
-    name: std::ffi::OsString,
+    name: Arc<OsStr>,
     stat: Stat,
     /// Where the lower layers have the object, as a redirect says it, if it may become a metacopy.
     path: Option<std::path::PathBuf>,
@@ -125,9 +125,9 @@ impl Overlay {
             let state = inode.state.lock();
             (state.lowers.clone(), state.lower.clone(), state.lower_data.clone())
         };
-        let data = data.or_else(|| file.clone());
+        let data = data.map(|data| *data).or_else(|| file.clone());
         let (dir, name, layer) = match (dirs.first(), file) {
-            (Some(dir), _) => (self.lower_dir(dir)?, std::ffi::OsString::new(), dir.layer),
+            (Some(dir), _) => (self.lower_dir(dir)?, OsStr::new("").into(), dir.layer),
             (None, Some(file)) => (self.lower_dir(&file.dir)?, file.name, file.dir.layer),
             (None, None) => return Err(io::Error::from_raw_os_error(sys::ESTALE)),
         };
@@ -285,7 +285,7 @@ impl Overlay {
         state.has_origin = source.origin.is_some();
         if metacopy {
             let own = state.lower.take();
-            state.lower_data = state.lower_data.take().or(own);
+            state.lower_data = state.lower_data.take().or(own.map(Box::new));
         } else {
             state.lower_data = None;
             state.lower = None;

@@ -169,7 +169,7 @@ impl Overlay {
                 _ => None,
             };
             let lower = if state.upper.is_some() { None } else { state.lower.clone() };
-            (state.lower_data.clone().or(lower), pin)
+            (state.lower_data.as_deref().cloned().or(lower), pin)
         };
         let open = |flags: i32| {
             let flags = flags | sys::O_NONBLOCK;

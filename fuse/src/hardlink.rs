@@ -70,7 +70,7 @@ impl Overlay {
             return Ok(());
         }
         found.state.group_nlink = group_count(marks, &found.stat, None);
-        found.state.upper = Some(UpperAt::Index(name.as_os_str().into()));
+        found.state.upper = Some(UpperAt::Index(Arc::new(name)));
         Ok(())
     }
 
@@ -93,7 +93,7 @@ impl Overlay {
         let Some(upper) = &self.stack.upper else { return Ok(()) };
         let marks = side::marks(upper, (index, &key), stat.kind())?;
         found.state.group_nlink = group_count(&marks, &stat, Some(found.stat.nlink));
-        found.state.upper = Some(UpperAt::Index(key.as_os_str().into()));
+        found.state.upper = Some(UpperAt::Index(Arc::new(key)));
         found.state.has_origin = true;
         found.stat = stat;
         if origin.is_of_inode() {
@@ -128,7 +128,7 @@ impl Overlay {
         if let Err(e) = named() {
             log::debug!("{:?} stays a name of the lower layer: {e}", place.1);
         }
-        Ok(UpperAt::Index(key.as_os_str().into()))
+        Ok(UpperAt::Index(Arc::new(key)))
     }
 
     /// Gives a group's upper file the name it has in a lower layer only, so that what happens to

@@ -9,17 +9,20 @@
 //! descendants, otherwise ascending numbers), then a shard of the table, then `state`. `state` and the
 //! shards are never held across a system call.
 
-use std::collections::{HashSet, VecDeque};
+mod limbo;
+
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot_;
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
+
+use limbo::Limbo;
 
 use crate::dirfd::{OpenCount, Slot};
 use crate::namei::{Below, Misses};
@@ -54,8 +57,8 @@ pub struct LowerDir {
 pub struct LowerFile {
     /// The directory.
     pub dir: Arc<LowerDir>,
-    /// The name there.
-    pub name: OsString,
+    /// The name there; often one allocation with the name it goes by.
+    pub name: Arc<OsStr>,
 }
 
 impl LowerFile {
@@ -68,7 +71,7 @@ impl LowerFile {
             impure: false,
             slot: Arc::default(),
         };
-        LowerFile { dir: Arc::new(dir), name: OsString::new() }
+        LowerFile { dir: Arc::new(dir), name: OsStr::new("").into() }
     }
 
     /// Whether this is [`LowerFile::nowhere`].
@@ -83,7 +86,7 @@ pub struct Link {
     /// The directory that has the name.
     pub parent: Arc<Inode>,
     /// The name.
-    pub name: Box<OsStr>,
+    pub name: Arc<OsStr>,
 }
 
 /// Where an object of the upper layer is reached.
@@ -92,7 +95,7 @@ pub enum UpperAt {
     /// At its name, which is the merged one.
     Named,
     /// In the hard-link index, under this name.
-    Index(Arc<OsStr>),
+    Index(Arc<OsString>),
     /// By a descriptor only: it was unlinked, or never had a name.
     Pinned(Arc<OwnedFd>),
 }
@@ -122,7 +125,7 @@ pub struct State {
     /// The lower file: the object itself while there is no upper one.
     pub lower: Option<LowerFile>,
     /// Where the data is, when the topmost object is a metacopy.
-    pub lower_data: Option<LowerFile>,
+    pub lower_data: Option<Box<LowerFile>>,
     /// Opened data, kept while the file is open.
     pub data: Option<Arc<Data>>,
     /// Links of a hard-link group in the index, counted over the merged tree.
@@ -136,9 +139,9 @@ pub struct State {
     /// Whether the directory has a default ACL; `None` until it was asked.
     pub default_acl: Option<bool>,
     /// The redirect of the upper directory.
-    pub redirect: Option<Box<OsStr>>,
+    pub redirect: Option<Box<OsString>>,
     /// Device and number of the upper object, once it was copied up.
-    pub copy: Option<(u64, u64)>,
+    pub copy: Option<Box<(u64, u64)>>,
 }
 
 /// The part only directories have.
@@ -259,7 +262,9 @@ impl State {
     /// Adds a name, once.
     pub fn add_link(&mut self, parent: &Arc<Inode>, name: &OsStr) {
         if !self.has_link(parent, name) {
-            self.links.push(Link { parent: parent.clone(), name: name.into() });
+            let below = self.lower.as_ref().filter(|file| *file.name == *name);
+            let name = below.map_or_else(|| name.into(), |file| file.name.clone());
+            self.links.push(Link { parent: parent.clone(), name });
         }
     }
 
@@ -269,7 +274,7 @@ impl State {
     }
 
     /// The index name of a hard-link group.
-    pub fn index(&self) -> Option<Arc<OsStr>> {
+    pub fn index(&self) -> Option<Arc<OsString>> {
         match &self.upper {
             Some(UpperAt::Index(name)) => Some(name.clone()),
             _ => None,
@@ -289,28 +294,16 @@ pub struct Table {
     /// The generation of the next inode where those that have a name stay for good, so that file
     /// handles find them; they leave with their last lookup otherwise.
     generations: Option<AtomicU32>,
+    /// The most inodes there were since memory was given back.
+    most: AtomicUsize,
+    /// Forgets until that is looked at again.
+    rest: AtomicU32,
 }
 
-/// Numbers in the order they came, each once.
-#[derive(Debug, Default)]
-struct Limbo {
-    queue: VecDeque<Ino>,
-    members: HashSet<Ino>,
-}
-
-impl Limbo {
-    fn push(&mut self, ino: Ino) {
-        if self.members.insert(ino) {
-            self.queue.push_back(ino);
-        }
-    }
-
-    fn pop(&mut self) -> Option<Ino> {
-        let ino = self.queue.pop_front()?;
-        self.members.remove(&ino);
-        Some(ino)
-    }
-}
+/// Memory of fewer inodes than this is kept for the next ones.
+const KEPT: usize = 8192;
+/// How many forgets go by between two looks at the number of inodes.
+const FORGETS: u32 = 1024;
 
 impl Table {
     /// A table with the root, which never leaves. With `lasting` nothing leaves that has a name.
@@ -320,15 +313,22 @@ impl Table {
         inodes.insert(root.ino.0, root);
         // From anywhere: handles of a server that has ended are not to be taken for ours.
         let generations = lasting.then(|| AtomicU32::new(sys::random_u64() as u32));
-        Table { inodes, copies: DashMap::new(), limbo: Mutex::default(), generations }
+        Table {
+            inodes,
+            copies: DashMap::new(),
+            limbo: Mutex::default(),
+            generations,
+            most: AtomicUsize::new(0),
+            rest: AtomicU32::new(0),
+        }
     }
 
     /// The upper object `real` (device, number) is this inode's from now on.
     pub fn copied(&self, inode: &Inode, real: (u64, u64)) {
         self.copies.insert(real, inode.ino.0);
-        let before = inode.state.lock().copy.replace(real);
-        if let Some(before) = before.filter(|before| *before != real) {
-            self.copies.remove(&before);
+        let before = inode.state.lock().copy.replace(Box::new(real));
+        if let Some(before) = before.filter(|before| **before != real) {
+            self.copies.remove(&*before);
         }
     }
 
@@ -407,6 +407,21 @@ impl Table {
         if let Some(ino) = again {
             self.sweep(ino);
         }
+        if self.rest.fetch_add(1, Ordering::Relaxed) % FORGETS == FORGETS - 1 {
+            self.give_back();
+        }
+    }
+
+    /// Gives the memory of inodes that have left back to the system, once most of many have. The
+    /// number is looked at while inodes leave, so it is about the last thousand behind.
+    fn give_back(&self) {
+        let now = self.count();
+        let most = self.most.fetch_max(now, Ordering::Relaxed).max(now);
+        if most > KEPT.max(4 * now) {
+            self.most.store(now, Ordering::Relaxed);
+            self.inodes.shrink_to_fit();
+            sys::trim_memory();
+        }
     }
 
     fn stays(&self, inode: &Inode) -> bool {
@@ -430,8 +445,8 @@ impl Table {
             if let Some((_, inode)) = gone {
                 let state = inode.state.lock();
                 idle.extend(state.links.iter().map(|link| link.parent.ino));
-                if let Some(copy) = state.copy {
-                    self.copies.remove(&copy);
+                if let Some(copy) = &state.copy {
+                    self.copies.remove(&**copy);
                 }
             }
         }
@@ -462,10 +477,10 @@ mod tests {
             table.forget(used.ino, used.lookups());
             table.forget(other.ino, 0);
         }
-        assert_eq!(table.limbo.lock().queue, [used.ino]);
+        assert_eq!(*table.limbo.lock().queue(), [used.ino]);
         drop(used);
         table.forget(other.ino, 1);
         assert_eq!(table.count(), 2, "the one in use is left");
-        assert_eq!(table.limbo.lock().queue, [other.ino]);
+        assert_eq!(*table.limbo.lock().queue(), [other.ino]);
     }
 }

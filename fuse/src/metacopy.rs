@@ -5,7 +5,7 @@
 //! document "overlayfs", metadata only copy up, data-only lower layers). Without such a file the
 //! answer is EIO: zeros are never served.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ impl Overlay {
             }
             let marks = whiteout::marks(&*fd, name, self.stack.space)?;
             if !marks.metacopy {
-                return Ok(LowerFile { dir: dir.clone(), name: name.to_owned() });
+                return Ok(LowerFile { dir: dir.clone(), name: name.into() });
             }
             match marks.redirect.as_deref().and_then(redirect::parse) {
                 Some(redirect::Target::Absolute(path)) => {
@@ -99,7 +99,7 @@ impl Overlay {
 
 fn file_at(layer: usize, path: &Path) -> LowerFile {
     let dir = path.parent().unwrap_or(Path::new("")).to_path_buf();
-    let name = path.file_name().map(OsString::from).unwrap_or_default();
+    let name = path.file_name().unwrap_or_default().into();
     let (xattr_whiteouts, impure) = (false, false);
     let dir = LowerDir { layer, path: dir, xattr_whiteouts, impure, slot: Arc::default() };
     LowerFile { dir: Arc::new(dir), name }

@@ -284,7 +284,7 @@ impl Overlay {
                 self.join_group(&mut found, origin, &marks)?;
             }
         }
-        found.state.lower_data = walk.data_of(&marks, sparse)?;
+        found.state.lower_data = walk.data_of(&marks, sparse)?.map(Box::new);
         Ok(found)
     }
 

@@ -106,14 +106,14 @@ impl Overlay {
     /// nearest redirect. It is resolved layer by layer, so it also leads through directories that
     /// were moved in one of them.
     pub(crate) fn lower_path(&self, dir: &Arc<Inode>) -> PathBuf {
-        let mut names: Vec<Box<OsStr>> = Vec::new();
+        let mut names: Vec<Arc<OsStr>> = Vec::new();
         let mut here = dir.clone();
         let base = loop {
             let (redirect, link) = {
                 let state = here.state.lock();
                 (state.redirect.clone(), state.links.first().cloned())
             };
-            match (redirect.as_deref().and_then(parse), link) {
+            match (redirect.as_deref().and_then(|value| parse(value)), link) {
                 (Some(Target::Absolute(path)), _) => break path,
                 (_, None) => break PathBuf::new(),
                 (Some(Target::Sibling(name)), Some(link)) => {

@@ -30,7 +30,7 @@ pub use layer::{clone_tree, lock_dir, mount_fuse, open_device, open_root, unmoun
 pub use process::{
     block_signals, effective_ids, has_proc, ids_of, in_initial_user_namespace, inode_ioctl,
     ioctl_changes, is_member, processor_of, raise_nofile, random_u64, recv_fd, reserve_descriptors,
-    set_umask, socket_pair, stay_on, unblock_signals, wait_signal,
+    set_umask, socket_pair, stay_on, trim_memory, unblock_signals, wait_signal,
 };
 pub use tree::remove_tree;
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};

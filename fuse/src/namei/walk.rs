@@ -68,7 +68,7 @@ impl<'a> Walk<'a> {
         let origin =
             marks.origin.as_ref().and_then(|origin| self.overlay.numbers.of_origin(origin));
         let has_origin = marks.origin.is_some();
-        let redirect = marks.redirect.as_deref().map(Box::from);
+        let redirect = marks.redirect.clone().map(Box::new);
         let numbers = &self.overlay.numbers;
         let copy = self.overlay.table.number_of_copy(stat.dev, stat.ino);
         let own = self.overlay.upper_number(&stat);
@@ -139,7 +139,7 @@ impl<'a> Walk<'a> {
             stat,
             number: overlay.numbers.of(stat.dev, stat.ino),
             state: State {
-                lower: Some(LowerFile { dir: dir.clone(), name: self.name.clone() }),
+                lower: Some(LowerFile { dir: dir.clone(), name: self.name.as_os_str().into() }),
                 ..State::default()
             },
         };
@@ -151,7 +151,7 @@ impl<'a> Walk<'a> {
         if sparse || (dir.impure && stat.kind() == S_IFREG && stat.size > 0) {
             let marks = whiteout::marks(fd, &self.name, overlay.stack.space)?;
             self.below = dir.layer + 1;
-            found.state.lower_data = self.data_of(&marks, sparse)?;
+            found.state.lower_data = self.data_of(&marks, sparse)?.map(Box::new);
         }
         Ok(found)
     }

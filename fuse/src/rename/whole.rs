@@ -4,9 +4,9 @@
 //! The way down is kept on the heap, a step a directory, and no step keeps a descriptor: depth costs
 //! memory only.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
 use super::{Counted, Side};
@@ -56,7 +56,7 @@ impl Overlay {
         let key = self.stack.space.key("redirect");
         self.at(inode, |dir, name| lend::set_xattr(dir, name, &key, &value))
             .on("redirect", inode.path())?;
-        inode.state.lock().redirect = Some(OsStr::from_bytes(&value).into());
+        inode.state.lock().redirect = Some(Box::new(OsString::from_vec(value)));
         Ok(())
     }
 

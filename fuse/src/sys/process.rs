@@ -75,6 +75,15 @@ pub fn raise_nofile() -> u64 {
     limit.current.unwrap_or(1024)
 }
 
+/// Gives memory that is free inside the process back to the system.
+pub fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes the allocator's own locks and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Effective user and group.
 pub fn effective_ids() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
