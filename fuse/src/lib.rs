@@ -20,7 +20,7 @@
 //! | `file`, `attr`, `readdir`, `xattr` | contents, attributes, listings |
 //! | `whiteout`, `origin`, `side`, `workdir` | marks on disk; temporaries |
 //! | `owner`, `identity`, `acl` | who owns what |
-//! | `server`, `session` | the FUSE adapter and the life of a mount |
+//! | `server`, `ring`, `session` | the FUSE adapter, its transports and the life of a mount |
 //! | `stats` | what serving took |
 //! | `sys` | system calls, and all unsafe code |
 
@@ -45,6 +45,7 @@ mod place;
 pub mod readdir;
 mod redirect;
 mod rename;
+mod ring;
 mod server;
 mod session;
 mod side;

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    IdMap, IdRange, Io, MountFlags, Namespace, Options, RedirectDir, Whiteouts, XattrPermissions,
+    IdMap, IdRange, Io, MountFlags, Namespace, Options, RedirectDir, Transport, Whiteouts,
+    XattrPermissions,
 };
 
 fn parse(list: &str) -> Options {
@@ -329,6 +330,7 @@ fn random_options(random: &mut Random) -> Options {
         noxattrs: random.flip(),
         nfs_export: random.flip(),
         io: random.pick(&[Io::Auto, Io::Handles, Io::Handleless, Io::Passthrough]),
+        transport: random.pick(&[Transport::Auto, Transport::Ring, Transport::Classic]),
         ..Options::default()
     };
     if random.flip() {

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::sys;
+
 /// Threads at most: more than the disk can use at once only wait for each other.
 const LIMIT: usize = 16;
 /// An idle thread waits this long for another job.
@@ -91,6 +93,8 @@ impl Pool {
     }
 
     fn work(&self) {
+        // The thread that starts this one may be kept on a processor.
+        sys::roam();
         let (queue, wake) = &*self.0;
         loop {
             self.drain();
