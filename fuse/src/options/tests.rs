@@ -41,6 +41,7 @@ fn lower_lists_split_at_plain_colons_only() {
 }
 
 const REFUSALS: &[(&str, &str)] = &[
+    ("transport=wire", "option 'transport': bad value 'wire'; expected auto, ring, classic"),
     ("lowerdir=", "option 'lowerdir': bad value ''; expected lower[:lower...][::data...]"),
     ("lowerdir", "option 'lowerdir': needs a value; expected lower[:lower...][::data...]"),
     (

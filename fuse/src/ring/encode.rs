@@ -19,8 +19,6 @@ pub(super) enum Form {
     Wide,
 }
 
-/// Longest answer that is no data: `struct fuse_statx_out`.
-pub(super) const LONGEST: usize = 288;
 /// What every name of a listing has (FUSE_NAME_OFFSET), and one with attributes before that.
 const DIRENT: usize = 24;
 const ENTRY: usize = 128;
