@@ -75,6 +75,12 @@ use owner::Identity;
 use readdir::OpenDir;
 use stack::Stack;
 
+/// What a log without special wishes has of this crate, in the form of `env_logger`. The FUSE library warns of
+/// each request that is answered with "not implemented", which is how the kernel learns not to send it again.
+/// An answer that the kernel does not take is to a request that has ended, or to the interrupt of one that came
+/// through a ring.
+pub const LOG_FILTER: &str = "fuser=error,fuser::reply=off,plyfs_fuse::stats=info";
+
 /// A mounted, or merely opened, overlay. Every method may be called from any thread.
 #[derive(Debug)]
 pub struct Overlay {

@@ -5,6 +5,7 @@ use super::reply::Pending;
 use super::wire::{Header, Long, Request};
 use crate::server::Server;
 use crate::server::answer::{Answer, Code, Reply};
+use crate::server::handlers::Change;
 
 /// Serves a request whose answer takes the body.
 pub(super) fn long(server: &Server, header: &Header, request: Result<Long, Code>, reply: Pending) {
@@ -49,7 +50,7 @@ pub(super) fn short(
                 Some(false) => asker.uid = 0,
                 None => {}
             }
-            server.setattr(asker, node, (set, kills), reply);
+            server.setattr(asker, node, Change { set, kills }, reply);
         }
         Request::Mknod { name, new, rdev } => {
             server.mknod(asker, (node, name), (new, rdev), reply);

@@ -9,7 +9,7 @@ use super::{Post, count, posts};
 use crate::attr::{Attr, SetTime, Statfs, Time};
 use crate::inode::Ino;
 use crate::readdir::DirEntry;
-use crate::server::answer::Answer;
+use crate::server::answer::{Answer, Opened};
 use crate::sys;
 
 /// A head with a request's structure, and what it decodes with.
@@ -323,15 +323,17 @@ fn every_answer_has_the_kernel_s_layout() {
         encoded(&Answer::Attr(&attr), usual),
         [bytes![5_u64, 6_u32, 0_u32], fuse_attr()].concat()
     );
-    let created = encoded(&Answer::Created { attr: &attr, flags: 2 }, usual);
-    assert_eq!(created, [entry, bytes![0_u64, 2_u32, 0_u32]].concat());
+    let opened = Opened { handle: 7, flags: 8, backing: None };
+    let created = encoded(&Answer::Created(&attr, opened), usual);
+    assert_eq!(created, [entry, bytes![7_u64, 8_u32, 0_u32]].concat());
+    let backed = encoded(&Answer::Opened(Opened { backing: Some(9), ..opened }), usual);
+    assert_eq!(backed, bytes![7_u64, 8_u32, 9_u32]);
     let absent = encoded(&Answer::Absent, usual);
     assert_eq!(
         (absent.len(), &absent[..8], &absent[16..24]),
         (128, &[0; 8][..], &bytes![5_u64][..])
     );
-    let opened = encoded(&Answer::Opened { handle: 7, flags: 8 }, usual);
-    assert_eq!(opened, bytes![7_u64, 8_u32, 0_u32]);
+    assert_eq!(encoded(&Answer::Opened(opened), usual), bytes![7_u64, 8_u32, 0_u32]);
     assert_eq!(encoded(&Answer::Data(b"abc"), usual), b"abc");
     assert_eq!(encoded(&Answer::Size(3), usual), bytes![3_u32, 0_u32]);
     assert_eq!(encoded(&Answer::Written(3), usual), bytes![3_u32, 0_u32]);
