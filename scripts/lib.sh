@@ -92,6 +92,27 @@ remove_user() {
     done
 }
 
+# rings: as root the kernel offers FUSE over io_uring as long as scripts run that ask for it. True when
+# it does. The lock is shared; the last one out puts things back as they were.
+rings_knob=/sys/module/fuse/parameters/enable_uring
+rings_lock_file=/run/lock/plyfs-rings
+rings() {
+    [ -r "$rings_knob" ] || return 1
+    if [ "$mode" = root ] && [ -z "${PLYFS_SCRATCH:-}" ]; then
+        mkdir -p /run/lock
+        exec {rings_lock}>>"$rings_lock_file"
+        flock -s "$rings_lock"
+        if [ "$(cat "$rings_knob")" = N ] && echo Y 2>/dev/null >"$rings_knob"; then echo N >"$rings_lock_file"; fi
+    fi
+    [ "$(cat "$rings_knob")" = Y ]
+}
+
+rings_back() {
+    [ -n "${rings_lock:-}" ] && flock -xn "$rings_lock" || return 0
+    [ ! -s "$rings_lock_file" ] || cat "$rings_lock_file" >"$rings_knob"
+    rm -f "$rings_lock_file"
+}
+
 # contained CMD...: with private mounts and processes, which end with CMD.
 contained() {
     timeout -k 10 "$limit" unshare --mount --propagation private --pid --fork --kill-child --mount-proc "$@"
@@ -177,6 +198,7 @@ end_session() {
     if declare -F after_session >/dev/null; then after_session || true; fi
     remove "$scratch" || true
     remove_user
+    rings_back || true
 }
 
 # shellcheck source=scripts/mounts.sh

@@ -123,9 +123,8 @@ fn dispatch(command: Command) -> std::result::Result<u8, Failure> {
 /// Logs to standard error: warnings, unless the environment asks for something else or `debug` for
 /// everything.
 fn start_log(debug: bool) {
-    // The FUSE library warns of each request that is answered with "not implemented", which is how
-    // the kernel learns not to send it again.
-    let level = if debug { "debug" } else { "warn,fuser=error,plyfs_fuse::stats=info" };
+    let quiet = format!("warn,{}", plyfs_fuse::LOG_FILTER);
+    let level = if debug { "debug" } else { &quiet };
     let wanted = env_logger::Env::new().filter_or(LOG_VARIABLE, level);
     let mut log = env_logger::Builder::from_env(wanted);
     if let Some(path) = std::env::var_os(LOG_FILE_VARIABLE).filter(|path| !path.is_empty()) {

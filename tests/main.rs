@@ -46,6 +46,7 @@ mod semantics_read_only;
 mod semantics_record;
 mod semantics_remount;
 mod semantics_rename;
+mod semantics_ring;
 mod semantics_stats;
 mod semantics_xattr;
 

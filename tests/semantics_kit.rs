@@ -2,7 +2,8 @@
 //! as root (`trusted.overlay.*`) and as root of an unprivileged user namespace (`user.overlay.*`).
 //!
 //! `PLYFS_TEST_BACKEND` is `plyfs`, or `kernel` or `fuse-overlayfs` to test the tests: one that the
-//! kernel's overlay cannot pass says so, and must then fail there.
+//! kernel's overlay cannot pass says so, and must then fail there. `PLYFS_TEST_OPTIONS` is a list that every
+//! mount of plyfs gets, for instance `transport=ring`.
 
 #![allow(dead_code)]
 

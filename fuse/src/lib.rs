@@ -20,7 +20,7 @@
 //! | `file`, `attr`, `readdir`, `xattr` | contents, attributes, listings |
 //! | `whiteout`, `origin`, `side`, `workdir` | marks on disk; temporaries |
 //! | `owner`, `identity`, `acl` | who owns what |
-//! | `server`, `session` | the FUSE adapter and the life of a mount |
+//! | `server`, `ring`, `session` | the FUSE adapter, its transports and the life of a mount |
 //! | `stats` | what serving took |
 //! | `sys` | system calls, and all unsafe code |
 
@@ -45,6 +45,7 @@ mod place;
 pub mod readdir;
 mod redirect;
 mod rename;
+mod ring;
 mod server;
 mod session;
 mod side;
@@ -73,6 +74,12 @@ use number::Numbers;
 use owner::Identity;
 use readdir::OpenDir;
 use stack::Stack;
+
+/// What a log without special wishes has of this crate, in the form of `env_logger`. The FUSE library warns of
+/// each request that is answered with "not implemented", which is how the kernel learns not to send it again.
+/// An answer that the kernel does not take is to a request that has ended, or to the interrupt of one that came
+/// through a ring.
+pub const LOG_FILTER: &str = "fuser=error,fuser::reply=off,plyfs_fuse::stats=info";
 
 /// A mounted, or merely opened, overlay. Every method may be called from any thread.
 #[derive(Debug)]

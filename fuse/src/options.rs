@@ -78,6 +78,8 @@ pub struct Options {
     pub io: Io,
     /// File handles stay good as long as the server runs; its memory grows with the names seen.
     pub nfs_export: bool,
+    /// How requests come from the kernel.
+    pub transport: Transport,
     /// What goes to the mount call.
     pub mount: MountFlags,
     /// What was not understood, one text each; not part of the `-o` text.
@@ -149,6 +151,18 @@ pub enum XattrPermissions {
     Security,
     /// 2: in an attribute of the user namespace.
     User,
+}
+
+/// How requests come from the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// Rings where the kernel offers them and they can be made, one descriptor otherwise.
+    #[default]
+    Auto,
+    /// FUSE over io_uring, or no mount.
+    Ring,
+    /// Reads and writes of the device.
+    Classic,
 }
 
 /// What goes to the mount call. `None` is "not said".
@@ -287,6 +301,7 @@ impl Default for Options {
             noxattrs: false,
             io: Io::Auto,
             nfs_export: false,
+            transport: Transport::Auto,
             mount: MountFlags::default(),
             warnings: Vec::new(),
         }

@@ -10,12 +10,13 @@ mod backing;
 mod classic;
 mod convert;
 mod follow;
-mod handlers;
+pub(crate) mod handlers;
 mod pool;
 mod reply;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,8 @@ use fuser::{Config, FopenFlags, InitFlags, KernelConfig, SessionACL};
 
 use crate::error::Error;
 use crate::inode::Ino;
-use crate::options::Io;
+use crate::options::{Io, Transport};
+use crate::ring::{self, Ring};
 use crate::stats::{Op, Timed};
 use crate::{Overlay, sys};
 use answer::{Code, Opened};
@@ -32,7 +34,7 @@ use classic::Classic;
 use pool::Pool;
 
 /// Bytes in one read or write request at most; the kernel allows 256 pages.
-const MAX_WRITE: u32 = 1 << 20;
+pub(crate) const MAX_WRITE: u32 = 1 << 20;
 /// Copying more than this is left to another thread: below it, waking one costs more.
 const INLINE_COPY: u64 = 128 * 1024;
 
@@ -44,13 +46,20 @@ pub(crate) struct Server {
     ttl: Duration,
     /// The files that the kernel reads and writes itself, where it does.
     backings: OnceLock<Backings>,
+    /// Requests come through rings: wanted before the handshake, agreed on after it.
+    rings: AtomicBool,
 }
 
 impl Server {
     /// An adapter for an overlay.
     pub(crate) fn new(core: Arc<Overlay>) -> Server {
         let (ttl, pool) = (core.options().timeout, Arc::new(Pool::new()));
-        Server { core, pool, ttl, backings: OnceLock::new() }
+        Server { core, pool, ttl, backings: OnceLock::new(), rings: AtomicBool::new(false) }
+    }
+
+    /// How long the kernel may keep names and attributes.
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
     }
 
     /// Names the kernel may keep without asking, and for how long.
@@ -151,6 +160,12 @@ impl Server {
         } else {
             wanted |= InitFlags::FUSE_CACHE_SYMLINKS;
         }
+        let offered = config.capabilities().contains(InitFlags::FUSE_OVER_IO_URING);
+        if self.rings.load(Ordering::Relaxed) && offered {
+            wanted |= InitFlags::FUSE_OVER_IO_URING;
+        } else {
+            self.rings.store(false, Ordering::Relaxed);
+        }
         if let Err(missing) = config.add_capabilities(wanted & config.capabilities()) {
             log::debug!("capabilities not granted: {missing:?}");
         }
@@ -169,7 +184,10 @@ impl Server {
 
 /// A mount whose handshake is done.
 #[derive(Debug)]
-pub(crate) struct Serving(fuser::Session<Classic>);
+pub(crate) struct Serving {
+    session: fuser::Session<Classic>,
+    ring: Option<Ring>,
+}
 
 impl Serving {
     /// Answers the kernel's first request on the device of a fresh mount.
@@ -178,8 +196,12 @@ impl Serving {
         // One receiver: a second one costs more in wake-ups than it gains, since requests that wait
         // for the disk go to other threads anyway.
         config.n_threads = Some(1);
+        let transport = core.options().transport;
         let server = Arc::new(Server::new(core.clone()));
+        let usable = if transport == Transport::Classic { Ok(()) } else { ring::usable() };
+        server.rings.store(transport != Transport::Classic && usable.is_ok(), Ordering::Relaxed);
         let connection = device.try_clone()?;
+        let same = Arc::new(device.try_clone()?);
         let classic = Classic(server.clone());
         let session = fuser::Session::from_fd(classic, device, SessionACL::All, config)?;
         if core.options().settled_io() == Io::Passthrough {
@@ -200,12 +222,27 @@ impl Serving {
                 log::debug!("attributes of {} stay cached: {e}", ino.0);
             }
         });
-        Ok(Serving(session))
+        if server.rings.load(Ordering::Relaxed) {
+            let ring = Some(Ring::start(&server, &same)?);
+            return Ok(Serving { session, ring });
+        }
+        if transport == Transport::Ring {
+            let why = usable.err().map_or_else(ring::why_not_offered, |e| e.to_string());
+            return Err(io::Error::other(format!("transport=ring: {why}")));
+        }
+        if let Err(e) = usable {
+            log::debug!("the classic transport: {e}");
+        }
+        Ok(Serving { session, ring: None })
     }
 
     /// Serves until the mount is gone.
     pub(crate) fn run(self) -> io::Result<()> {
-        self.0.run()
+        let result = self.session.run();
+        if let Some(ring) = self.ring {
+            ring.end();
+        }
+        result
     }
 }
 

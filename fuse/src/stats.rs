@@ -38,6 +38,7 @@ ops! {
     Readdirplus "readdirplus", Releasedir "releasedir", Fsyncdir "fsyncdir", Statfs "statfs",
     Setxattr "setxattr", Getxattr "getxattr", Listxattr "listxattr", Removexattr "removexattr",
     Ioctl "ioctl", Fallocate "fallocate", Lseek "lseek", CopyFileRange "copy_file_range",
+    Tmpfile "tmpfile", Syncfs "syncfs",
 }
 
 /// The counters of an overlay.

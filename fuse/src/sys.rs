@@ -14,6 +14,7 @@ mod handle;
 mod layer;
 mod process;
 mod tree;
+mod uring;
 mod xattr;
 
 pub use backing::{close_backing, created, memory_file, open_backing, opened};
@@ -28,22 +29,24 @@ pub use fs::{
 pub use handle::{FileHandle, file_handle, fs_uuid};
 pub use layer::{clone_tree, lock_dir, mount_fuse, open_device, open_root, unmount_lazily};
 pub use process::{
-    block_signals, effective_ids, has_proc, ids_of, in_initial_user_namespace, inode_ioctl,
-    ioctl_changes, is_member, processor_of, raise_nofile, random_u64, recv_fd, reserve_descriptors,
-    set_umask, socket_pair, stay_on, trim_memory, unblock_signals, wait_signal,
+    block_signals, effective_ids, end_process, has_proc, ids_of, in_initial_user_namespace,
+    inode_ioctl, ioctl_changes, is_member, processor_of, raise_nofile, random_u64, recv_fd,
+    reserve_descriptors, set_umask, socket_pair, trim_memory, unblock_signals, wait_signal,
 };
 pub use tree::remove_tree;
+pub use uring::{Area, Bell, Event, Ring as Uring, Slot, allowed_cpus, pin, roam, try_ring};
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 
 pub use libc::{
-    AT_FDCWD, E2BIG, EACCES, EAGAIN, EBADF, EBUSY, EDQUOT, EEXIST, EFBIG, EINTR, EINVAL, EIO,
-    EISDIR, ELOOP, EMFILE, EMLINK, ENAMETOOLONG, ENODATA, ENODEV, ENOENT, ENOSPC, ENOSYS, ENOTDIR,
-    ENOTEMPTY, ENOTTY, ENXIO, EOPNOTSUPP, EOVERFLOW, EPERM, ERANGE, EROFS, ESTALE, EXDEV,
-    MS_DIRSYNC, MS_NOATIME, MS_NODEV, MS_NODIRATIME, MS_NOEXEC, MS_NOSUID, MS_RDONLY,
-    MS_SYNCHRONOUS, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECTORY, O_EXCL, O_NOFOLLOW, O_NONBLOCK,
-    O_PATH, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY, RENAME_EXCHANGE, RENAME_NOREPLACE,
-    RENAME_WHITEOUT, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK,
-    S_ISGID, S_ISUID, S_ISVTX, SEEK_DATA, SEEK_HOLE, XATTR_CREATE, XATTR_REPLACE,
+    AT_FDCWD, E2BIG, EACCES, EAGAIN, EBADF, EBUSY, ECANCELED, ECONNABORTED, EDQUOT, EEXIST, EFBIG,
+    EINTR, EINVAL, EIO, EISDIR, ELOOP, EMFILE, EMLINK, ENAMETOOLONG, ENODATA, ENODEV, ENOENT,
+    ENOSPC, ENOSYS, ENOTCONN, ENOTDIR, ENOTEMPTY, ENOTTY, ENXIO, EOPNOTSUPP, EOVERFLOW, EPERM,
+    ERANGE, EROFS, ESTALE, EXDEV, MS_DIRSYNC, MS_NOATIME, MS_NODEV, MS_NODIRATIME, MS_NOEXEC,
+    MS_NOSUID, MS_RDONLY, MS_SYNCHRONOUS, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECTORY, O_EXCL,
+    O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY, RENAME_EXCHANGE,
+    RENAME_NOREPLACE, RENAME_WHITEOUT, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT,
+    S_IFREG, S_IFSOCK, S_ISGID, S_ISUID, S_ISVTX, SEEK_DATA, SEEK_HOLE, XATTR_CREATE,
+    XATTR_REPLACE,
 };
 
 /// The errno of a failed call, 0 when it has none.

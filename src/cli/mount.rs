@@ -23,9 +23,10 @@ colon, :: starts data-only layers), upperdir, workdir (on the same filesystem as
 userxattr, redirect_dir=on|off|auto|copy, metacopy=on|off, volatile, fsync=0|1, timeout=SECONDS (0 shows
 changes made to the layers from outside), uidmapping, gidmapping, squash_to_root,
 squash_to_uid, squash_to_gid, xattr_permissions=0|1|2, io=auto|handleless|passthrough|handles,
-static_nlink, noacl, noxattrs, ro,
-allow_other, and the usual words of mount(8). -o remount changes ro, nosuid, nodev, noexec, noatime and sync
-of a mount that is there.";
+static_nlink, noacl, noxattrs,
+transport=auto|ring|classic (ring: FUSE over io_uring or no mount; auto: where it is offered), ro,
+allow_other, and the usual words of mount(8). -o remount changes ro, nosuid, nodev, noexec, noatime and
+sync of a mount that is there.";
 
 /// Mount directories on top of one another
 #[derive(Debug, clap::Args)]

@@ -108,13 +108,15 @@ fn met(mut device: File, standing: Standing, how: &str, answers: &mut Answers) {
     if hello.flags & FUSE_OVER_IO_URING == 0 {
         let enabled = std::fs::read_to_string("/sys/module/fuse/parameters/enable_uring");
         let why = match enabled.as_deref().map(str::trim) {
-            Ok("N" | "0") => "the fuse module's parameter enable_uring is N",
+            Ok("N" | "0") => "the fuse module's parameter enable_uring is N; root may set it to Y",
             _ => "not offered by this kernel",
         };
         return answers.say("fuse.io_uring", false, why);
     }
     match probe::io_uring() {
-        Ok(()) => answers.say("fuse.io_uring", true, "offered, and rings can be made"),
+        Ok(()) => {
+            answers.say("fuse.io_uring", true, "offered, and rings can be made: mounts use them")
+        }
         Err(error) => {
             answers.say("fuse.io_uring", false, format!("offered, but no ring: {}", reason(&error)))
         }

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use super::item::{Item, Result, path, split, unescape, unquote};
 
-use super::{Io, MountFlags, Namespace, Options, RedirectDir, Whiteouts, XattrPermissions};
+use super::{
+    Io, MountFlags, Namespace, Options, RedirectDir, Transport, Whiteouts, XattrPermissions,
+};
 
 /// Options that are known and mean nothing here: the user may say them, nothing changes.
 const SWALLOWED: &[&str] = &[
@@ -164,6 +166,11 @@ impl Parser {
                     ("passthrough", Passthrough),
                 ];
                 options.io = item.word(&words)?;
+            }
+            "transport" => {
+                use Transport::{Auto, Classic, Ring};
+                let words = [("auto", Auto), ("ring", Ring), ("classic", Classic)];
+                options.transport = item.word(&words)?;
             }
             _ => return Ok(false),
         }

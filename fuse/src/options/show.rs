@@ -10,7 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{
-    DEFAULT_TIMEOUT, Io, MountFlags, Namespace, Options, RedirectDir, Whiteouts, XattrPermissions,
+    DEFAULT_TIMEOUT, Io, MountFlags, Namespace, Options, RedirectDir, Transport, Whiteouts,
+    XattrPermissions,
 };
 
 impl Options {
@@ -146,6 +147,11 @@ impl List {
             Io::Handles => self.word("io=handles"),
             Io::Handleless => self.word("io=handleless"),
             Io::Passthrough => self.word("io=passthrough"),
+        }
+        match options.transport {
+            Transport::Auto => {}
+            Transport::Ring => self.word("transport=ring"),
+            Transport::Classic => self.word("transport=classic"),
         }
     }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    IdMap, IdRange, Io, MountFlags, Namespace, Options, RedirectDir, Whiteouts, XattrPermissions,
+    IdMap, IdRange, Io, MountFlags, Namespace, Options, RedirectDir, Transport, Whiteouts,
+    XattrPermissions,
 };
 
 fn parse(list: &str) -> Options {
@@ -40,6 +41,7 @@ fn lower_lists_split_at_plain_colons_only() {
 }
 
 const REFUSALS: &[(&str, &str)] = &[
+    ("transport=wire", "option 'transport': bad value 'wire'; expected auto, ring, classic"),
     ("lowerdir=", "option 'lowerdir': bad value ''; expected lower[:lower...][::data...]"),
     ("lowerdir", "option 'lowerdir': needs a value; expected lower[:lower...][::data...]"),
     (
@@ -329,6 +331,7 @@ fn random_options(random: &mut Random) -> Options {
         noxattrs: random.flip(),
         nfs_export: random.flip(),
         io: random.pick(&[Io::Auto, Io::Handles, Io::Handleless, Io::Passthrough]),
+        transport: random.pick(&[Transport::Auto, Transport::Ring, Transport::Classic]),
         ..Options::default()
     };
     if random.flip() {

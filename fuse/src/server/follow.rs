@@ -74,8 +74,13 @@ impl Callers {
         if self.kept == processor {
             return;
         }
-        if let Err(e) = sys::stay_on(processor) {
-            log::debug!("choose a processor: {e}");
+        match processor {
+            None => sys::roam(),
+            Some(processor) => {
+                if let Err(e) = sys::pin(processor) {
+                    log::debug!("stay on processor {processor}: {e}");
+                }
+            }
         }
         self.kept = processor;
     }

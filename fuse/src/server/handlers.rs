@@ -179,6 +179,16 @@ impl Server {
         }
     }
 
+    pub(crate) fn tmpfile(&self, asker: Asker, parent: Ino, new: New, reply: impl Reply) {
+        let caller = asker.caller(new.umask);
+        match checked(self.timed(Op::Tmpfile).tmpfile(caller, parent, new.mode)) {
+            Ok(Entry { attr }) => {
+                reply.answer(Answer::Created(&attr, self.opened(attr.ino, true)));
+            }
+            Err(code) => reply.error(code),
+        }
+    }
+
     /// Reads what the page cache has here, and the rest on another thread.
     pub(crate) fn read(&self, node: Ino, (offset, size): (u64, usize), reply: impl Fill) {
         let timed = self.timed(Op::Read);
@@ -268,6 +278,10 @@ impl Server {
             Ok(stat) => reply.answer(Answer::Statfs(&stat)),
             Err(code) => reply.error(code),
         }
+    }
+
+    pub(crate) fn syncfs(&self, reply: impl Reply) {
+        self.dispatch(Op::Syncfs, true, move |core| empty(reply, core.syncfs()));
     }
 
     pub(crate) fn setxattr(

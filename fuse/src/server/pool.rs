@@ -93,10 +93,8 @@ impl Pool {
     }
 
     fn work(&self) {
-        // The thread that receives requests may be kept to one processor.
-        if let Err(e) = sys::stay_on(None) {
-            log::debug!("let a thread run anywhere: {e}");
-        }
+        // The thread that starts this one may be kept on a processor.
+        sys::roam();
         let (queue, wake) = &*self.0;
         loop {
             self.drain();

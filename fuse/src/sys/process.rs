@@ -65,6 +65,11 @@ pub fn reserve_descriptors(fd: impl AsFd, count: u64) {
     }
 }
 
+/// Ends the process at once: what it serves ends with it.
+pub fn end_process() -> ! {
+    std::process::abort()
+}
+
 /// Raises the soft limit of open files to the hard one and returns it.
 pub fn raise_nofile() -> u64 {
     let limit = rustix::process::getrlimit(Resource::Nofile);
@@ -209,19 +214,4 @@ pub fn processor_of(thread: u32) -> Option<usize> {
     let after = text.iter().rposition(|byte| *byte == b')')?;
     let fields = std::str::from_utf8(text.get(after + 1..)?).ok()?;
     fields.split_ascii_whitespace().nth(36)?.parse().ok()
-}
-
-/// Keeps this thread on one processor, or lets it run where it was let at first.
-pub fn stay_on(processor: Option<usize>) -> io::Result<()> {
-    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-    static FIRST: std::sync::OnceLock<Option<CpuSet>> = std::sync::OnceLock::new();
-    let Some(first) = FIRST.get_or_init(|| sched_getaffinity(None).ok()) else {
-        return Ok(());
-    };
-    let mut wanted = *first;
-    if let Some(processor) = processor.filter(|n| *n < CpuSet::MAX_CPU && first.is_set(*n)) {
-        wanted = CpuSet::new();
-        wanted.set(processor);
-    }
-    Ok(sched_setaffinity(None, &wanted)?)
 }
