@@ -429,7 +429,7 @@ impl Held<'_> {
     /// Deletes a name that the upper directory does not have.
     pub(crate) fn write_whiteout(&self, upper: &Upper, name: &OsStr) -> io::Result<()> {
         if upper.dialect.style != Style::Xattr {
-            return upper.dialect.write(self.fd.as_fd(), name);
+            return upper.write_whiteout(self.fd.as_fd(), name);
         }
         let temp = upper.work.temp();
         self.make_whiteout(upper, &temp)?;

@@ -14,12 +14,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use crate::error::{Context, Error, Result};
 use crate::number::Numbers;
 use crate::options::{Namespace, Options};
 use crate::origin::Origin;
 use crate::sys;
-use crate::whiteout::{Dialect, Space};
+use crate::whiteout::{Dialect, Space, Style};
 use crate::workdir::Workdir;
 use probe::{Feature, no_room, probe};
 
@@ -45,6 +47,8 @@ pub(crate) struct Upper {
     pub volatile: bool,
     rename_whiteout: Feature,
     exchange: Feature,
+    /// A device whiteout that is in use, of which others are further names.
+    whiteout: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 impl Upper {
@@ -56,6 +60,23 @@ impl Upper {
     /// Whether `RENAME_EXCHANGE` works.
     pub(crate) fn can_exchange(&self) -> io::Result<bool> {
         self.exchange.get(&self.work)
+    }
+
+    /// Deletes a name that nothing in an upper directory has. A device whiteout is one more name of
+    /// the last one where that can be had, which spares an inode each, as the kernel's overlay does.
+    pub(crate) fn write_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        if self.dialect.style != Style::Device {
+            return self.dialect.write(dir, name);
+        }
+        let known = self.whiteout.lock().clone();
+        // Its last name may have gone, or it may have as many as it can have.
+        if known.is_some_and(|known| sys::link_fd(&*known, dir, name).is_ok()) {
+            return Ok(());
+        }
+        self.dialect.write(dir, name)?;
+        let made = sys::open(dir, name, sys::O_PATH).ok();
+        *self.whiteout.lock() = made.map(Arc::new);
+        Ok(())
     }
 }
 
@@ -180,6 +201,7 @@ fn open_upper(options: &Options, path: &Path, work_path: &Path) -> Result<Upper>
         volatile,
         rename_whiteout: probe.rename_whiteout,
         exchange: probe.exchange,
+        whiteout: Mutex::default(),
     })
 }
 
