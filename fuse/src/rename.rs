@@ -28,7 +28,7 @@ use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode, UpperAt};
 use crate::namei::{View, check_name};
 use crate::stack::Upper;
-use crate::sys;
+use crate::sys::{self, Stat};
 use crate::whiteout::{self, Style};
 
 /// One side of a rename: a directory, a name, and what is there.
@@ -185,7 +185,11 @@ impl Overlay {
     /// Gives a name of a hard-link group that only a lower layer has to the upper layer, so that
     /// what happens to the name next is counted with the upper links.
     fn name_group(&self, held: &Held<'_>, side: &Side<'_>) -> Result<()> {
-        let Some(inode) = side.inode.as_ref().filter(|inode| !inode.is_dir()) else {
+        let may_be = |inode: &&Arc<Inode>| {
+            let state = inode.state.lock();
+            !inode.is_dir() && (state.lower.is_some() || state.index().is_some())
+        };
+        let Some(inode) = side.inode.as_ref().filter(may_be) else {
             return Ok(());
         };
         let Some(found) = self.resolve(&held.view, side.name).on("lookup", side.name)? else {
@@ -321,14 +325,14 @@ impl Overlay {
         self.clear_target(upper, there, target)?;
         let covers = self.lower_has(&here.view, source.name).on("rename", source.name)?;
         let place = (target.dir, target.name);
+        let occupant = sys::has(&*there.fd, target.name).on("rename", target.name)?;
         let pinned = match target.inode.as_ref().filter(|inode| !inode.is_dir()) {
-            Some(inode) => {
-                let in_upper = sys::has(&*there.fd, target.name).on("rename", target.name)?;
-                Some((inode, self.pin(inode, place, there, in_upper.is_some())?))
-            }
+            Some(inode) => Some((inode, self.pin(inode, place, there, occupant.is_some())?)),
             None => None,
         };
-        let moved = self.shift(upper, (here, source.name), (there, target.name), covers);
+        let is_dir = source.inode.as_ref().is_some_and(|inode| inode.is_dir());
+        let what = (is_dir, occupant, covers);
+        let moved = self.shift(upper, (here, source.name), (there, target.name), what);
         if let (Err(_), Some((inode, pinned))) = (&moved, pinned) {
             unpin(inode, place, pinned);
         }
@@ -355,14 +359,12 @@ impl Overlay {
         upper: &Upper,
         (here, name): (&Held<'_>, &OsStr),
         (there, new_name): (&Held<'_>, &OsStr),
-        covers: bool,
+        (is_dir, occupant, covers): (bool, Option<Stat>, bool),
     ) -> io::Result<()> {
-        let occupant = sys::has(&*there.fd, new_name)?;
         let mut onto_whiteout = match &occupant {
             Some(stat) => there.is_whiteout(new_name, stat)?,
             None => false,
         };
-        let is_dir = sys::stat(&*here.fd, name)?.is_dir();
         let go = |flags: u32| sys::rename(&*here.fd, name, &*there.fd, new_name, flags);
         let onto_dir = occupant.as_ref().is_some_and(|stat| stat.is_dir());
         if onto_dir && self.is_marked_inside(there, new_name)? && upper.can_exchange()? {
@@ -391,21 +393,21 @@ impl Overlay {
             go(0)?;
         } else if covers && upper.can_rename_whiteout()? {
             go(sys::RENAME_WHITEOUT)?;
-        } else {
+        } else if covers {
             let whiteout = upper.work.temp();
-            if covers {
-                here.make_whiteout(upper, &whiteout)?;
-            }
+            here.make_whiteout(upper, &whiteout)?;
             go(0)?;
-            if covers {
-                // The object has moved, whatever becomes of the whiteout that was ready.
-                match sys::rename(whiteout.dir(), whiteout.name(), &*here.fd, name, 0) {
-                    Ok(()) => whiteout.keep(),
-                    Err(e) => log::warn!("{name:?}: the lower object shows again: {e}"),
-                }
+            // The object has moved, whatever becomes of the whiteout that was ready.
+            match sys::rename(whiteout.dir(), whiteout.name(), &*here.fd, name, 0) {
+                Ok(()) => whiteout.keep(),
+                Err(e) => log::warn!("{name:?}: the lower object shows again: {e}"),
             }
+        } else {
+            go(0)?;
         }
-        upper.dialect.drop_dot(there.fd.as_fd(), new_name);
+        if !there.view.lowers.is_empty() {
+            upper.dialect.drop_dot(there.fd.as_fd(), new_name);
+        }
         Ok(())
     }
 }

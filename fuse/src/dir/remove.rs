@@ -249,10 +249,12 @@ impl Overlay {
         if !self.is_empty(&inside).on("rmdir", name)? {
             return Err(Error::code("rmdir", name, sys::ENOTEMPTY));
         }
-        let covers = self.lower_has(&held.view, name).on("rmdir", name)?;
         match &inside.upper {
             None => held.write_whiteout(upper, name).on("rmdir", name)?,
-            Some(_) => self.remove_upper_dir(upper, held, name, covers).on("rmdir", name)?,
+            Some(_) => {
+                let covers = self.lower_has(&held.view, name).on("rmdir", name)?;
+                self.remove_upper_dir(upper, held, name, covers).on("rmdir", name)?;
+            }
         }
         bury(inode, inside.upper);
         inode.state.lock().drop_link(parent, name);
