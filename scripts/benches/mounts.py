@@ -1,0 +1,180 @@
+"""The filesystems that scripts/bench and scripts/soak mount, one after the other, inside a session's namespaces."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+POINT = "/mnt"
+TICK = os.sysconf("SC_CLK_TCK")
+PATIENCE = 60  # seconds that a mount or an unmount may take
+WORDS = {"ring": "transport=ring", "classic": "transport=classic", "handleless": "io=handleless", "passthrough": "io=passthrough"}
+PEERS = ("plain", "kernel", "fuse-overlayfs")
+
+
+def plyfs_options(variant):
+    """The options of a variant, `ring+passthrough`: known words and plain options; `default` has none."""
+    return [WORDS.get(word, word) for word in variant.split("+") if word != "default"]
+
+
+def rootless():
+    return os.environ.get("PLYFS_MODE") != "root"
+
+
+class Filesystem:
+    """One mount at POINT of a peer or a variant of plyfs; `place` holds upper and work and is emptied first."""
+
+    def __init__(self, name, lowers, place, options=(), cwd="/", keep=False):
+        self.name, self.lowers, self.place, self.cwd = name, lowers, pathlib.Path(place), cwd
+        self.more, self.keep = list(options), keep
+        self.server = self.connection = None
+
+    def options(self):
+        words = [f"lowerdir={':'.join(map(str, self.lowers))}", f"upperdir={self.place}/upper", f"workdir={self.place}/work"]
+        if self.name == "kernel" and rootless():
+            words.append("userxattr")
+        if self.name not in PEERS:
+            words += plyfs_options(self.name)
+        return ",".join(words + self.more)
+
+    def __enter__(self):
+        if not self.keep:
+            shutil.rmtree(self.place, ignore_errors=True)
+        for name in ("upper", "work"):
+            (self.place / name).mkdir(parents=True, exist_ok=True)
+        try:
+            self.mount()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def mount(self):
+        if self.name == "plain":
+            run(["mount", "--bind", str(self.lowers[-1]), POINT])
+        elif self.name == "kernel":
+            run(["mount", "-t", "overlay", "overlay", "-o", self.options(), POINT], cwd=self.cwd)
+        else:
+            program = ["/usr/bin/fuse-overlayfs"] if self.name == "fuse-overlayfs" else [os.environ["PLYFS"], "mount"]
+            self.serve(program + ["-f", "-o", self.options(), POINT])
+
+    def serve(self, words):
+        with open(self.place / "log", "wb") as log:
+            self.server = subprocess.Popen(words, cwd=self.cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        end = time.monotonic() + PATIENCE
+        while self.server.poll() is None and time.monotonic() < end:
+            self.connection = mounted_device()
+            if self.connection:
+                return
+            time.sleep(0.002)
+        raise RuntimeError(self.log() or "no mount and no message")
+
+    def log(self):
+        lines = (self.place / "log").read_text(errors="replace").splitlines() if self.server else []
+        return " ".join(lines[-3:])[:300]
+
+    def __exit__(self, *_):
+        if not attempt(["umount", POINT]):
+            self.abort()
+            attempt(["umount", "-l", POINT])
+        if self.server:
+            try:
+                self.server.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.abort()
+                self.server.wait()
+
+    def abort(self):
+        """Ends a mount that does not answer: nothing waits for it afterwards."""
+        if self.connection:
+            try:
+                pathlib.Path("/sys/fs/fuse/connections", self.connection, "abort").write_text("1")
+            except OSError:
+                pass
+        if self.server and self.server.poll() is None:
+            self.server.send_signal(signal.SIGKILL)
+
+    def forget(self):
+        """Lets the kernel drop every name and inode of the mount that nobody holds: a remount does that."""
+        run(["mount", "-i", "-o", "remount,rw", POINT])
+
+    def cpu(self):
+        """Seconds that the server has used; 0 where there is none."""
+        return cpu_of(self.server.pid) if self.server else 0.0
+
+    def memory(self):
+        """MiB that the server holds in memory."""
+        text = pathlib.Path(f"/proc/{self.server.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def mounted_device():
+    """The minor number of what is mounted at POINT, the name of its FUSE connection; asks nothing of the mount."""
+    for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines():
+        words = line.split()
+        if words[4] == POINT:
+            return words[2].split(":")[1]
+    return None
+
+
+def cpu_of(pid):
+    """What /proc/PID/stat says in ticks, or finer where the scheduler counts for each thread."""
+    words = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    ticks = (int(words[11]) + int(words[12])) / TICK
+    fine = 0
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        try:
+            fine += int((task / "schedstat").read_text().split()[0])
+        except OSError:
+            pass
+    return fine / 1e9 if fine / 1e9 > ticks - 0.05 else ticks
+
+
+def run(words, **how):
+    """Runs a command to its end; RuntimeError with what it said when it fails."""
+    try:
+        done = subprocess.run(words, timeout=PATIENCE, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", **how)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{words[0]}: nothing after {PATIENCE} s") from error
+    if done.returncode != 0:
+        raise RuntimeError(f"{words[0]}: {' '.join(done.stderr.split())[:300] or done.returncode}")
+    return done.stdout
+
+
+def attempt(words):
+    try:
+        run(words)
+    except RuntimeError:
+        return False
+    return True
+
+
+def available(names, place):
+    """(the names that can be mounted here, [(name, why not)]). An option that is ignored counts as refused."""
+    good, bad = [], []
+    lower = pathlib.Path(place, "lower")
+    lower.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        try:
+            with Filesystem(name, [lower], pathlib.Path(place, "probe")) as fs:
+                run(["sh", "-c", f"echo probe >{POINT}/probe && cat {POINT}/probe && rm {POINT}/probe"])
+                if fs.server and (fs.server.poll() is not None or (name not in PEERS and "ignored" in fs.log())):
+                    raise RuntimeError(fs.log())
+            good.append(name)
+        except RuntimeError as error:
+            bad.append((name, str(error)))
+    return good, bad
+
+
+def variants(wanted, place):
+    """The variants of plyfs to use: `wanted`, or all that this machine and this build have."""
+    if wanted:
+        return available(wanted, place)
+    every = [f"{transport}+{mode}" for transport in ("ring", "classic") for mode in ("handleless", "passthrough")]
+    good, bad = available(every, place)
+    if not good:  # A build that knows neither option.
+        good, worse = available(["default"], place)
+        bad += worse
+    return good, bad

@@ -1,0 +1,184 @@
+"""Medians, spreads, tables and JSON of the measurements of scripts/bench: see its head."""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import statistics
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import mounts  # noqa: E402
+import plot  # noqa: E402
+import prepare  # noqa: E402
+import rows  # noqa: E402
+
+
+def condense(found):
+    """Median, quartiles and number of the measurements of one subject in one row."""
+    good = [one for one in found if "error" not in one]
+    if len(good) < len(found):
+        return {"error": next(one["error"] for one in found if "error" in one)}
+    out = {"runs": len(good)}
+    for key in ("wall", "cpu", "server", "value"):
+        values = [one[key] for one in good if key in one]
+        if values:
+            out[key] = statistics.median(values)
+    values = [one.get("value", one.get("wall")) for one in good]
+    quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return out | {"low": quarters[0], "high": quarters[2]}
+
+
+def collect(lines):
+    """{mode: {"subjects": [...], "rows": {row: {subject: condensed}}}}"""
+    modes = {}
+    for one in map(json.loads, lines):
+        if "subjects" in one:
+            modes[one["mode"]] = {"subjects": one["subjects"], "rows": collections.defaultdict(lambda: collections.defaultdict(list))}
+        else:
+            modes[one["mode"]]["rows"][one["row"]][one["subject"]].append(one)
+    for mode in modes.values():
+        mode["rows"] = {row: {name: condense(found) for name, found in by_name.items()} for row, by_name in mode["rows"].items()}
+    return modes
+
+
+def ratio(results, row, name, key="wall"):
+    """To the kernel's overlay; or, where the row is held against another, to the same filesystem there."""
+    mine = results.get(row.name, {}).get(name, {}).get(key)
+    base = results.get(row.against or row.name, {}).get(name if row.against else "kernel", {}).get(key)
+    return mine / base if mine is not None and base else None
+
+
+def is_ring(name):
+    return "ring" in name.split("+")
+
+
+def verdict(results, row, mode, name):
+    """(the goal is missed, not fast enough beside fuse-overlayfs), for a variant of plyfs."""
+    if name in mounts.PEERS:
+        return False, False
+    found = results.get(row.name, {})
+    if row.value:
+        return found.get(name, {}).get("value", 0) > row.most, False
+    mine, wanted = ratio(results, row, name), rows.goal(row, mode, is_ring(name))
+    wall, peer = found.get(name, {}).get("wall"), found.get("fuse-overlayfs", {}).get("wall")
+    missed = mine is not None and wanted is not None and mine > wanted
+    slow = wall is not None and peer is not None and peer < wall * row.faster[0 if is_ring(name) else 1]
+    return missed, slow
+
+
+def cell(results, row, mode, name):
+    found = results.get(row.name, {}).get(name)
+    if not found:
+        return "-"
+    if "error" in found:
+        return "error"
+    missed, slow = verdict(results, row, mode, name)
+    marks = "!" * missed + "<" * slow
+    if row.value:
+        return f"{found['value']:.1f} {row.unit}{marks}"
+    middle, value = found["wall"], ratio(results, row, name)
+    spread = f"{50 * (found['high'] - found['low']) / middle:.0f}%"
+    return f"{value:.2f} {spread}{marks}" if value is not None else f"{middle:.3f}s {spread}"
+
+
+def wanted(row, mode):
+    if row.value:
+        return f"{row.most:g} {row.unit}"
+    both = [rows.goal(row, mode, ring) for ring in (True, False)]
+    return " / ".join(f"{one:g}" for one in both) if both[0] else ""
+
+
+def title(row, scale):
+    return row.what.format(units=scale["units"])
+
+
+def line(label, cells):
+    return f"{label[:40]:41}" + "".join(f"{text:>{max(14, width)}}" for text, width in cells)
+
+
+def print_tables(mode, found, scale):
+    results, names = found["rows"], [name for name in found["subjects"] if name != "kernel"]
+    shown = [row for row in rows.ROWS if row.name in results]
+    widths = [len(name) + 2 for name in names]
+    print(f"\n{mode}: wall time; the kernel's overlay in seconds, the others as a ratio to it (64 and 400 layers: to their own time")
+    print("with one layer), and the spread; ! misses the goal (ring / classic), < is not fast enough beside fuse-overlayfs")
+    print(line("", [("kernel", 0)] + list(zip(names, widths)) + [("goal", 0)]))
+    for row in shown:
+        kernel = results[row.name].get("kernel", {})
+        text = f"{kernel['wall']:.4f} {50 * (kernel['high'] - kernel['low']) / kernel['wall']:.0f}%" if "wall" in kernel else cell(results, row, mode, "kernel")
+        cells = [cell(results, row, mode, name) for name in names]
+        print(line(title(row, scale), [(text, 0)] + list(zip(cells, widths)) + [(wanted(row, mode), 0)]))
+    print(f"\n{mode}: CPU time of client and server together, as a ratio to the kernel's overlay; in brackets the server's share")
+    print(line("", list(zip(names, widths))))
+    for row in [row for row in shown if not row.value and not row.against]:
+        cells = []
+        for name in names:
+            value, one = ratio(results, row, name, "cpu"), results[row.name].get(name, {})
+            cells.append(f"{value:.2f} [{100 * one['server'] / max(one['cpu'], 1e-9):.0f}%]" if value is not None else "-")
+        print(line(title(row, scale), list(zip(cells, widths))))
+
+
+def print_verdicts(mode, found, scale):
+    """Errors, a line each, and a count for each variant; returns how many rows of plyfs ended in an error."""
+    errors = 0
+    shown = [row for row in rows.ROWS if row.name in found["rows"]]
+    for name in found["subjects"]:
+        met = missed = slower = 0
+        for row in shown:
+            one = found["rows"][row.name].get(name, {})
+            if "error" in one:
+                print(f"{mode} {name}: {title(row, scale)}: error: {one['error']}")
+                errors += name not in mounts.PEERS
+                continue
+            bad, slow = verdict(found["rows"], row, mode, name)
+            judged = row.value or (rows.goal(row, mode, is_ring(name)) and ratio(found["rows"], row, name) is not None)
+            missed += bad
+            met += bool(judged and one and not bad)
+            slower += slow
+        if name not in mounts.PEERS:
+            print(f"{mode} {name}: {met} goals met, {missed} missed; on {slower} rows not fast enough beside fuse-overlayfs")
+    return errors
+
+
+def main():
+    parse = argparse.ArgumentParser()
+    parse.add_argument("file")
+    parse.add_argument("--machine", default="", help="one word=value a line")
+    parse.add_argument("--quick", action="store_true")
+    parse.add_argument("--json")
+    parse.add_argument("--plot")
+    args = parse.parse_args()
+    modes = collect(pathlib.Path(args.file).read_text().splitlines())
+    scale = vars(prepare.QUICK if args.quick else prepare.Scale())
+    errors = 0
+    for mode, found in modes.items():
+        print_tables(mode, found, scale)
+    print()
+    for mode, found in modes.items():
+        errors += print_verdicts(mode, found, scale)
+    if args.json:
+        machine = dict(one.split("=", 1) for one in args.machine.splitlines())
+        text = json.dumps({"machine": machine, "scale": scale, "modes": modes}, indent=1)
+        pathlib.Path(args.json).write_text(text + "\n")
+    if args.plot:
+        pathlib.Path(args.plot).mkdir(parents=True, exist_ok=True)
+        for mode, found in modes.items():
+            draw(mode, found, scale, pathlib.Path(args.plot))
+    sys.exit(1 if errors or not modes else 0)
+
+
+def draw(mode, found, scale, directory):
+    """One chart for each variant of plyfs, with fuse-overlayfs beside it."""
+    shown = [row for row in rows.ROWS if row.name in found["rows"] and not row.value and not row.against]
+    for name in [name for name in found["subjects"] if name not in mounts.PEERS]:
+        bars = [(f"plyfs {name.replace('+', ', ')}", name), ("fuse-overlayfs", "fuse-overlayfs")]
+        lines = [(title(row, scale), [ratio(found["rows"], row, subject) for _, subject in bars], rows.goal(row, mode, is_ring(name))) for row in shown]
+        path = directory / f"{mode}-{name.replace('+', '-').replace('=', '-')}.svg"
+        path.write_text(plot.chart(f"{mode}: time as a ratio to the kernel's overlay, shorter is better", [label for label, _ in bars], lines))
+        print(f"drawn: {path}")
+
+
+if __name__ == "__main__":
+    main()
