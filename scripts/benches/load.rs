@@ -1,15 +1,16 @@
 //! What the rows of scripts/bench do that no standard program does without much of its own on top.
 //! Compiled by scripts/bench with rustc alone.
 //!
-//!   load walk DIR            stats every name below DIR
-//!   load missing DIR N       stats N names that are not there in each directory below DIR
+//!   load walk DIR            lists all directories below DIR and stats what is no directory
+//!   load stat DIR LIST       stats the names of LIST, a file with one path a line, in DIR
+//!   load missing DIR LIST N  stats N names that are not there in each directory of LIST
 //!   load cat DIR             opens, reads and closes every file below DIR
 //!   load open DIR            opens and closes every file below DIR
 //!   load create DIR N        makes N files of 1 KiB in the new directory DIR
 //!   load write FILE BYTES    writes FILE in 4 KiB calls
 //!   load exec N CMD...       runs CMD N times, one after the other
 //!   load nothing             what `exec` runs
-//!   load stall DIR FILE      stats names below DIR while FILE, a lower one, is copied up by another
+//!   load stall DIR LIST FILE stats the names of LIST while FILE, a lower one, is copied up by another
 //!                            thread; prints the longest wait in milliseconds
 
 use std::fs::{self, File};
@@ -20,46 +21,44 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// The directories and the other names below a directory.
-#[derive(Default)]
-struct Names {
-    dirs: Vec<PathBuf>,
-    files: Vec<PathBuf>,
-}
-
-impl Names {
-    fn below(dir: &str) -> Self {
-        let mut names = Self::default();
-        names.add(Path::new(dir));
-        names
-    }
-
-    fn add(&mut self, dir: &Path) {
-        self.dirs.push(dir.to_path_buf());
-        for entry in fs::read_dir(dir).unwrap() {
-            let entry = entry.unwrap();
-            if entry.file_type().unwrap().is_dir() {
-                self.add(&entry.path());
-            } else {
-                self.files.push(entry.path());
-            }
+/// The files below a directory.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            found.append(&mut files(&entry.path()));
+        } else {
+            found.push(entry.path());
         }
     }
+    found
 }
 
-fn missing(dir: &str, count: u32) {
+/// Known beforehand: a listing on the mount would let the kernel know the names already.
+fn listed(dir: &str, list: &str) -> Vec<PathBuf> {
+    fs::read_to_string(list).unwrap().lines().map(|name| Path::new(dir).join(name)).collect()
+}
+
+fn stat(names: &[PathBuf]) {
+    for name in names {
+        fs::symlink_metadata(name).unwrap();
+    }
+}
+
+fn missing(dirs: &[PathBuf], count: u32) {
     let names: Vec<String> = (0..count).map(|n| format!("absent-{n}.h")).collect();
-    for dir in Names::below(dir).dirs {
+    for dir in dirs {
         for name in &names {
             assert!(fs::symlink_metadata(dir.join(name)).is_err());
         }
     }
 }
 
-fn cat(dir: &str) {
+fn cat(names: &[PathBuf]) {
     let mut buffer = vec![0; 64 << 10];
-    for file in Names::below(dir).files {
-        let mut file = File::open(file).unwrap();
+    for name in names {
+        let mut file = File::open(name).unwrap();
         while file.read(&mut buffer).unwrap() > 0 {}
     }
 }
@@ -80,9 +79,7 @@ fn write(path: &str, bytes: u64) {
     }
 }
 
-/// Each name is asked once: what the kernel knows already would not reach the filesystem.
-fn stall(dir: &str, file: &str) {
-    let files = Names::below(dir).files;
+fn stall(names: &[PathBuf], file: &str) {
     let done = Arc::new(AtomicBool::new(false));
     let copier = {
         let (file, done) = (file.to_owned(), done.clone());
@@ -92,9 +89,9 @@ fn stall(dir: &str, file: &str) {
         })
     };
     let mut longest = Duration::ZERO;
-    for file in &files {
+    for name in names {
         let start = Instant::now();
-        fs::symlink_metadata(file).unwrap();
+        fs::symlink_metadata(name).unwrap();
         longest = longest.max(start.elapsed());
         if done.load(Ordering::Acquire) {
             break;
@@ -109,15 +106,12 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
-        ["walk", dir] => {
-            for file in Names::below(dir).files {
-                fs::symlink_metadata(file).unwrap();
-            }
-        }
-        ["missing", dir, count] => missing(dir, count.parse().unwrap()),
-        ["cat", dir] => cat(dir),
+        ["walk", dir] => stat(&files(Path::new(dir))),
+        ["stat", dir, list] => stat(&listed(dir, list)),
+        ["missing", dir, list, count] => missing(&listed(dir, list), count.parse().unwrap()),
+        ["cat", dir] => cat(&files(Path::new(dir))),
         ["open", dir] => {
-            for file in Names::below(dir).files {
+            for file in files(Path::new(dir)) {
                 File::open(file).unwrap();
             }
         }
@@ -129,7 +123,7 @@ fn main() {
             }
         }
         ["nothing"] => {}
-        ["stall", dir, file] => stall(dir, file),
+        ["stall", dir, list, file] => stall(&listed(dir, list), file),
         _ => panic!("load: see the head of load.rs"),
     }
 }

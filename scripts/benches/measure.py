@@ -29,16 +29,15 @@ import rows  # noqa: E402
 PATIENCE = 240  # seconds that a command may take
 
 
-def client(commands, fs):
-    """Runs commands at once: (wall seconds, CPU seconds of them, what the first printed). One that hangs ends the mount."""
+def client(commands, fs, listen=False):
+    """Runs commands at once: (wall seconds, CPU seconds of them, what they printed). One that hangs ends the mount."""
     late = threading.Event()
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complaint:
-        outputs = [said] + [subprocess.DEVNULL] * len(commands)
-        quiet = commands[0][1] != "stall"
+        output = said if listen else subprocess.DEVNULL
         start = time.perf_counter()
         running = [
-            subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL if quiet else output, stderr=complaint, start_new_session=True)
-            for words, output in zip(commands, outputs)
+            subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=complaint, start_new_session=True)
+            for words in commands
         ]
 
         def stop():
@@ -103,7 +102,7 @@ class Bench:
             commands = [self.command(words) for words in (row.run if row.both else [row.run])]
             for _ in range(row.times):
                 before = fs.cpu()
-                wall, cpu, said = client(commands, fs)
+                wall, cpu, said = client(commands, fs, listen=row.value == "said")
                 server = fs.cpu() - before
                 if not row.value:
                     yield {"wall": wall, "cpu": cpu + server, "server": server}
@@ -137,7 +136,8 @@ def main():
     peers, no_peers = mounts.available(args.fs.split(), args.base)
     own, not_own = mounts.variants(args.variants.split(), args.base)
     for name, why in no_peers + not_own:
-        print(f"skipped: {mode} {name}: needs a mount: {why}", file=sys.stderr)
+        wants = ",".join(mounts.plyfs_options(name)) if name not in mounts.PEERS else "a mount"
+        print(f"skipped: bench {mode} {name}: needs {wants or 'a mount'} ({why})", file=sys.stderr)
     names = peers + own
     print(json.dumps({"mode": mode, "subjects": names}), flush=True)
     bench = Bench(args.base, prepare.QUICK if args.quick else prepare.Scale())

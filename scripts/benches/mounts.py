@@ -73,7 +73,7 @@ class Filesystem:
 
     def log(self):
         lines = (self.place / "log").read_text(errors="replace").splitlines() if self.server else []
-        return " ".join(lines[-3:])[:300]
+        return " ".join(lines[-2:])[:300]
 
     def __exit__(self, *_):
         if not attempt(["umount", POINT]):
@@ -172,9 +172,12 @@ def variants(wanted, place):
     """The variants of plyfs to use: `wanted`, or all that this machine and this build have."""
     if wanted:
         return available(wanted, place)
-    every = [f"{transport}+{mode}" for transport in ("ring", "classic") for mode in ("handleless", "passthrough")]
-    good, bad = available(every, place)
-    if not good:  # A build that knows neither option.
-        good, worse = available(["default"], place)
+    transports, modes = ("ring", "classic"), ("handleless", "passthrough")
+    bad = []
+    # A build may know only one of the options, or none.
+    for names in ([f"{transport}+{mode}" for transport in transports for mode in modes], transports, ("default",)):
+        good, worse = available(names, place)
         bad += worse
+        if good:
+            break
     return good, bad

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-DIRECTORIES = 20
+EACH = 500  # files in a directory
 LONG_AGO = 1577836800  # older than any index git could make of the files
 
 
@@ -18,7 +18,7 @@ class Scale:
 
     files: int = 10000
     many: int = 50000
-    names: int = 500
+    names: int = 500  # missing ones in each directory
     execs: int = 300
     units: int = 40
     mib: int = 256
@@ -26,7 +26,7 @@ class Scale:
     bytes: int = 128 << 20
 
 
-QUICK = Scale(files=1000, many=5000, names=100, execs=50, units=4, mib=32, huge=64, bytes=16 << 20)
+QUICK = Scale(files=1000, many=5000, names=500, execs=50, units=4, mib=32, huge=64, bytes=16 << 20)
 
 
 class Sources:
@@ -34,6 +34,12 @@ class Sources:
         self.base, self.scale = pathlib.Path(base), scale
         self.made = set()
         self.base.mkdir(parents=True, exist_ok=True)
+        self.list("directories", {directory for directory, _ in tree(scale.files)})
+        self.list("files", [f"{directory}/{name}" for directory, name in tree(scale.files)])
+        self.list("many-files", [f"{directory}/{name}" for directory, name in tree(scale.many)])
+
+    def list(self, name, paths):
+        (self.base / name).write_text("".join(f"tree/{path}\n" for path in sorted(paths)))
 
     def lowers(self, kind):
         """Topmost first; where they are many, relative to `directory`."""
@@ -104,7 +110,7 @@ class Sources:
     def layers(self, path, count):
         """The tree in the lowest layer; each one above has the same directories and one file of its own in each."""
         self.make("tree")
-        names = sorted(entry.name for entry in (self.base / "tree" / "tree").iterdir())
+        names = sorted({directory for directory, _ in tree(self.scale.files)})
         for n in range(count - 1):
             for name in names:
                 place = path / str(n) / "tree" / name
@@ -118,18 +124,19 @@ def shell(*words, **how):
     return done.stdout
 
 
+def tree(files):
+    """(directory, name) of every file of a tree."""
+    return [(f"dir{number // EACH:03}", f"file{number:05}.txt") for number in range(files)]
+
+
 def write_tree(path, files):
     """Files of 0.2 to 6 kB."""
     pick = random.Random(1)
     text = bytes(pick.choice(b"abcdefghij klmnop\n") for _ in range(6144))
-    each = -(-files // DIRECTORIES)
-    for number in range(files):
-        directory = path / f"dir{number // each:02}"
-        if number % each == 0:
-            directory.mkdir(parents=True)
-        file = directory / f"file{number:05}.txt"
-        file.write_bytes(text[: pick.randrange(200, 6144)])
-        os.utime(file, (LONG_AGO, LONG_AGO))
+    for directory, name in tree(files):
+        (path / directory).mkdir(parents=True, exist_ok=True)
+        (path / directory / name).write_bytes(text[: pick.randrange(200, 6144)])
+        os.utime(path / directory / name, (LONG_AGO, LONG_AGO))
 
 
 def random_file(path, mib):

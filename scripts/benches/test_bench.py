@@ -50,8 +50,8 @@ class Ratios(unittest.TestCase):
         self.assertEqual(summary.ratio(results("cp", kernel=2.0, ring=3.0), row("cp"), "ring"), 1.5)
 
     def test_many_layers_to_the_same_filesystem_with_one(self):
-        found = results("walk-1", kernel=1.0, ring=2.0) | results("walk-64", kernel=9.0, ring=2.5)
-        self.assertEqual(summary.ratio(found, row("walk-64"), "ring"), 1.25)
+        found = results("lookup-1", kernel=1.0, ring=2.0) | results("lookup-64", kernel=9.0, ring=2.5)
+        self.assertEqual(summary.ratio(found, row("lookup-64"), "ring"), 1.25)
 
     def test_none_without_a_base(self):
         self.assertIsNone(summary.ratio(results("cp", ring=3.0), row("cp"), "ring"))
