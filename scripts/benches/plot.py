@@ -61,7 +61,9 @@ def chart(title, labels, lines):
             if value is not None:
                 start, end = sorted((place(1), place(value)))
                 out.append(f'<rect x="{start:.1f}" y="{y}" width="{max(end - start, 1):.1f}" height="{BAR - 1}" fill="{colour}"/>')
-                out.append(text(end + 3, y + BAR - 1, f"{value:.2f}", "small"))
+                # Not on the mark of the goal.
+                beside = place(goal) if goal and end < place(goal) < end + 28 else end
+                out.append(text(beside + 3, y + BAR - 1, f"{value:.2f}", "small"))
             y += BAR
         if goal:
             out.append(upright(place(goal), y - BAR * len(ratios) - 1, y, "goal"))
