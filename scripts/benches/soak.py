@@ -17,7 +17,8 @@ import stress  # noqa: E402
 
 RECORDED, RACING, BUILDING = 4, 2, 2
 PATIENCE = 400  # seconds that a worker may be late: a build in it may take that long on a slow machine
-BOUNDS = {"memory": 5.0, "descriptors": 8, "threads": 4}  # by how much each may grow between two rests
+WARMING = 300  # seconds at most until the first rest: tables and pools reach their size
+BOUNDS = {"memory": 5.0, "descriptors": 8, "threads": 8}  # by how much each may grow between two rests
 COMPARE = pathlib.Path(__file__).resolve().parent.parent / "treecmp.py"
 
 
@@ -108,9 +109,9 @@ class Soak:
         begin = int(time.time())
         self.compare("manifest of the lower directory", "--save", self.base / "before", self.lower)
         with self.filesystem() as fs:
-            self.load(fs, min(60, seconds / 4))
+            self.load(fs, min(WARMING, seconds / 4))
             first = self.rest(fs)
-            self.load(fs, seconds - min(60, seconds / 4))
+            self.load(fs, seconds - min(WARMING, seconds / 4))
             last = self.rest(fs)
             for name, bound in BOUNDS.items():
                 if last[name] > first[name] + bound:
