@@ -175,7 +175,7 @@ def variants(wanted, place):
     transports, modes = ("ring", "classic"), ("handleless", "passthrough")
     bad = []
     # A build may know only one of the options, or none.
-    for names in ([f"{transport}+{mode}" for transport in transports for mode in modes], transports, ("default",)):
+    for names in ([f"{transport}+{mode}" for transport in transports for mode in modes], transports, modes, ("default",)):
         good, worse = available(names, place)
         bad += worse
         if good:
