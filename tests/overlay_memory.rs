@@ -4,8 +4,9 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use plyfs_fuse::attr::Attr;
+use plyfs_fuse::attr::{Attr, SetAttr};
 use plyfs_fuse::inode::Ino;
+use plyfs_fuse::owner::Caller;
 use plyfs_fuse::{Options, Overlay};
 
 use crate::common::sandbox::Sandbox;
@@ -103,4 +104,63 @@ fn a_listing_changes_nothing_that_is_found() {
     assert_eq!(listed, [".opq", "Kept", "both", "gone", "kept", "over", "sub"]);
     assert_eq!(found[3].as_ref().unwrap().3.as_deref(), Some(&["top".to_owned()][..]));
     assert_eq!(found[4].as_ref().unwrap().3.as_deref(), Some(&["new".to_owned()][..]));
+}
+
+#[test]
+fn a_directory_made_here_is_not_asked_for_names_it_never_had() {
+    let sandbox = Sandbox::new();
+    write(sandbox.lower(1).join("copied/low"));
+    let options = options(&sandbox, 1);
+    let me = Caller { uid: 0, gid: 0, umask: 0o022 };
+    for live_view in [false, true] {
+        let fs = Overlay::open(&if live_view { live(&options) } else { options.clone() }).unwrap();
+        let made = format!("made{live_view}");
+        let made = fs.mkdir(me, Ino::ROOT, OsStr::new(&made), 0o755).unwrap().attr.ino;
+        let copied = look(&fs, Ino::ROOT, "copied").unwrap().ino;
+        fs.create(me, copied, OsStr::new(&format!("new{live_view}")), 0o644).unwrap();
+        write(sandbox.upper().join(format!("made{live_view}/late")));
+        write(sandbox.upper().join("copied/late"));
+        assert_eq!(look(&fs, made, "late").is_ok(), live_view);
+        assert_eq!(look(&fs, copied, "late").is_ok(), live_view);
+        assert!(look(&fs, copied, "low").is_ok());
+        // What is there all the same is not overwritten.
+        let again = fs.create(me, made, OsStr::new("late"), 0o644).unwrap_err();
+        assert_eq!(again.errno(), libc::EEXIST);
+    }
+}
+
+#[test]
+fn every_way_a_name_comes_into_a_known_directory_is_noticed() {
+    let sandbox = Sandbox::new();
+    for name in ["d/a", "d/b", "d/c", "d/sub/x", "e/low"] {
+        write(sandbox.lower(1).join(name));
+    }
+    let fs = Overlay::open(&options(&sandbox, 1)).unwrap();
+    let me = Caller { uid: 0, gid: 0, umask: 0o022 };
+    let name = OsStr::new;
+    let (d, e) = (look(&fs, Ino::ROOT, "d").unwrap().ino, look(&fs, Ino::ROOT, "e").unwrap().ino);
+    let mode = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
+    // Both directories come up, and are known to be empty above.
+    fs.setattr(me, look(&fs, d, "a").unwrap().ino, &mode(0o600)).unwrap();
+    fs.setattr(me, look(&fs, e, "low").unwrap().ino, &mode(0o604)).unwrap();
+    assert_eq!(look(&fs, d, "a").unwrap().mode & 0o777, 0o600);
+    assert_eq!(look(&fs, e, "low").unwrap().mode & 0o777, 0o604);
+    fs.unlink(d, name("b")).unwrap();
+    assert_eq!(look(&fs, d, "b"), Err(libc::ENOENT));
+    fs.rename(d, name("c"), e, name("c"), 0).unwrap();
+    assert_eq!(look(&fs, d, "c"), Err(libc::ENOENT), "the whiteout counts");
+    let moved = look(&fs, e, "c").unwrap().ino;
+    assert_eq!(fs.link(moved, d, name("linked")).unwrap().attr.ino, moved);
+    assert_eq!(look(&fs, d, "linked").unwrap().nlink, 2);
+    fs.symlink(me, d, name("symlink"), name("target")).unwrap();
+    fs.mknod(me, d, name("fifo"), libc::S_IFIFO | 0o600, 0).unwrap();
+    fs.mkdir(me, d, name("b"), 0o700).unwrap();
+    fs.rename(d, name("a"), e, name("low"), libc::RENAME_EXCHANGE).unwrap();
+    assert_eq!(look(&fs, d, "a").unwrap().mode & 0o777, 0o604);
+    assert_eq!(look(&fs, e, "low").unwrap().mode & 0o777, 0o600);
+    assert_eq!(list(&fs, d), ["a", "b", "fifo", "linked", "sub", "symlink"]);
+    for found in list(&fs, d) {
+        look(&fs, d, &found).unwrap();
+    }
+    fs.check_invariants().unwrap();
 }

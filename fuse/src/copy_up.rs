@@ -238,10 +238,11 @@ impl Overlay {
             let Some(lock) = link.parent.dir() else {
                 continue;
             };
-            let _guard = lock.ns.write();
+            let mut above = lock.ns.write();
             if !inode.has_link(&link.parent, &link.name) {
                 continue;
             }
+            above.announce(&link.name);
             let before = sys::fstat(&*parent)?;
             if source.origin.is_some() || metacopy {
                 self.mark_impure(&link.parent, parent.as_fd())?;
@@ -259,6 +260,7 @@ impl Overlay {
             };
             temp.keep();
             self.note_copy(inode, parent.as_fd(), &link.name);
+            self.begins_empty(inode, (parent.as_fd(), &link.name), &above);
             self.promote(inode, at, source, metacopy);
             return restore_times(parent.as_fd(), &before);
         }

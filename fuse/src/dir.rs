@@ -5,9 +5,11 @@
 //! opaque. An object that does not come into being with the right owner at once is built in the
 //! work directory and renamed into place, so a crash leaves it whole or absent.
 
+mod held;
 mod link;
 mod remove;
 
+pub(crate) use held::Held;
 pub(crate) use remove::{bury, unpin};
 
 use std::ffi::OsStr;
@@ -16,8 +18,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::RwLockWriteGuard;
-
 use crate::Overlay;
 use crate::acl;
 use crate::attr::{decode_dev, encode_dev};
@@ -25,22 +25,12 @@ use crate::error::{Context, Error, Result};
 use crate::identity::{disk_acl, disk_mode};
 use crate::inode::{Data, Ino, Inode, State, UpperAt};
 use crate::lend;
-use crate::namei::{Entry, Found, View, check_name};
+use crate::namei::{Entry, Found, check_name};
 use crate::owner::Caller;
 use crate::stack::Upper;
 use crate::sys::{self, Stat};
 use crate::whiteout::{self, Style};
 use crate::workdir::Temp;
-
-/// A directory held for a change of its names.
-pub(crate) struct Held<'a> {
-    /// The upper directory.
-    pub(crate) fd: Arc<OwnedFd>,
-    /// All its places.
-    pub(crate) view: View,
-    dir: &'a Arc<Inode>,
-    _guard: Option<RwLockWriteGuard<'a, ()>>,
-}
 
 /// What the upper directory has at a name.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,35 +70,6 @@ struct Birth {
 }
 
 impl Overlay {
-    /// Takes a directory for a change of its names: copied up, locked, looked at.
-    pub(crate) fn hold<'a>(&self, dir: &'a Arc<Inode>) -> Result<Held<'a>> {
-        loop {
-            self.copy_up(dir)?;
-            let view = self.view(dir)?;
-            let guard = dir.dir().map(|dir| dir.ns.write());
-            if view.is_stale(dir) {
-                continue;
-            }
-            return self.held(dir, view, guard);
-        }
-    }
-
-    pub(crate) fn held<'a>(
-        &self,
-        dir: &'a Arc<Inode>,
-        view: View,
-        guard: Option<RwLockWriteGuard<'a, ()>>,
-    ) -> Result<Held<'a>> {
-        let fd = view
-            .upper
-            .clone()
-            .ok_or_else(|| Error::code("change directory", dir.path(), sys::EROFS))?;
-        if dir.ino != Ino::ROOT && dir.link().is_none() {
-            return Err(Error::code("change directory", "", sys::ENOENT));
-        }
-        Ok(Held { fd, view, dir, _guard: guard })
-    }
-
     /// Creates a regular file and opens it; pair with [`Overlay::release`].
     pub fn create(&self, caller: Caller, parent: Ino, name: &OsStr, mode: u32) -> Result<Entry> {
         self.make(caller, parent, name, New { node: Node::File, mode })
@@ -163,7 +124,7 @@ impl Overlay {
         if matches!(new.node, Node::File) {
             self.check_open_data(name)?;
         }
-        let held = self.hold(&parent)?;
+        let held = self.hold(&parent, Some(name))?;
         let mut birth = self.birth(caller, &parent, &held, new)?;
         let mut place = self.place(&held, name, birth.direct)?;
         birth.direct &= place != Place::Whiteout && !(place == Place::Dot && is_dir(new.node));
@@ -192,6 +153,9 @@ impl Overlay {
         };
         let stat = stat.on("stat", name)?;
         let inode = self.intern_new(&parent, name, &stat, file);
+        if let Some(above) = &held.guard {
+            self.begins_empty(&inode, (held.fd.as_fd(), name), above);
+        }
         drop(held);
         if matches!(new.node, Node::File) {
             self.bound_open_data(&inode);
@@ -236,14 +200,16 @@ impl Overlay {
         if tries && !below {
             return Ok(Place::Free);
         }
-        if sys::has(&*held.fd, name).on("create", name)?.is_some() {
-            return self.occupant(held, name);
+        if !held.view.lacks(name) {
+            if sys::has(&*held.fd, name).on("create", name)?.is_some() {
+                return self.occupant(held, name);
+            }
+            if below && whiteout::has_dot(held.fd.as_fd(), name).on("create", name)? {
+                return Ok(Place::Dot);
+            }
         }
         if !below {
             return Ok(Place::Free);
-        }
-        if whiteout::has_dot(held.fd.as_fd(), name).on("create", name)? {
-            return Ok(Place::Dot);
         }
         Err(Error::code("create", name, sys::EEXIST))
     }
@@ -395,7 +361,7 @@ impl Overlay {
         let parent = self.dir_inode(parent, "tmpfile")?;
         let upper = self.writable("tmpfile")?;
         self.check_open_data(OsStr::new(""))?;
-        let held = self.hold(&parent)?;
+        let held = self.hold(&parent, None)?;
         let mut birth = self.birth(caller, &parent, &held, New { node: Node::File, mode })?;
         self.inherit(&held, Node::File, &mut birth)?;
         drop(held);
@@ -417,40 +383,6 @@ impl Overlay {
         inode.state.lock().data = Some(Arc::new(data));
         self.bound_open_data(&inode);
         self.entry(&inode)
-    }
-}
-
-impl Held<'_> {
-    /// Whether an object in the upper directory is a whiteout.
-    pub(crate) fn is_whiteout(&self, name: &OsStr, stat: &Stat) -> io::Result<bool> {
-        whiteout::is_whiteout(self.fd.as_fd(), name, stat, self.view.xattr_whiteouts())
-    }
-
-    /// Deletes a name that the upper directory does not have.
-    pub(crate) fn write_whiteout(&self, upper: &Upper, name: &OsStr) -> io::Result<()> {
-        if upper.dialect.style != Style::Xattr {
-            return upper.write_whiteout(self.fd.as_fd(), name);
-        }
-        let temp = upper.work.temp();
-        self.make_whiteout(upper, &temp)?;
-        sys::rename(temp.dir(), temp.name(), &*self.fd, name, 0)?;
-        temp.keep();
-        Ok(())
-    }
-
-    /// Makes a whiteout that is to be moved into this directory.
-    pub(crate) fn make_whiteout(&self, upper: &Upper, temp: &Temp<'_>) -> io::Result<()> {
-        self.allow_whiteouts(upper)?;
-        upper.dialect.make(temp.dir(), temp.name())
-    }
-
-    /// Lets whiteouts into this directory.
-    pub(crate) fn allow_whiteouts(&self, upper: &Upper) -> io::Result<()> {
-        if upper.dialect.style == Style::Xattr && !self.dir.state.lock().xattr_whiteouts {
-            upper.dialect.allow_xattr_whiteouts(self.fd.as_fd())?;
-            self.dir.state.lock().xattr_whiteouts = true;
-        }
-        Ok(())
     }
 }
 

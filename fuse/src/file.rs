@@ -346,7 +346,11 @@ impl Overlay {
         let inode = self.inode(ino, "ioctl")?;
         match sys::ioctl_changes(request) {
             None => return Err(Error::code("ioctl", inode.path(), sys::ENOTTY)),
-            Some(true) => self.copy_up_data(&inode, None)?,
+            Some(true) => {
+                self.copy_up_data(&inode, None)?;
+                // How a directory finds names may change.
+                inode.dir().into_iter().for_each(|dir| dir.ns.write().end());
+            }
             Some(false) => {}
         }
         let flags = if inode.is_dir() {

@@ -25,7 +25,7 @@ use smallvec::SmallVec;
 use limbo::Limbo;
 
 use crate::dirfd::{OpenCount, Slot};
-use crate::namei::{Below, Misses};
+use crate::namei::{Above, Below, Misses};
 use crate::sys;
 
 /// An inode number, which is also the kernel's node id.
@@ -148,7 +148,8 @@ pub struct State {
 #[derive(Debug, Default)]
 pub struct Dir {
     /// The namespace lock: shared to look up, exclusive to change names in this directory.
-    pub ns: RwLock<()>,
+    /// It holds what is known of the names of the upper one.
+    pub ns: RwLock<Above>,
     /// The cached descriptor of the upper directory.
     pub slot: Arc<Slot>,
     /// Which lower layers have which names.

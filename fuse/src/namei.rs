@@ -3,10 +3,12 @@
 //! The topmost object decides the kind. Only a directory lets the walk go on, and only directories
 //! join it; a whiteout, an opaque directory or another object ends it. No side effects on disk.
 
+mod above;
 mod below;
 mod walk;
 
-pub(crate) use below::{Below, Misses, Room};
+pub use above::Above;
+pub(crate) use below::{Below, Misses, Room, finds_own_letters};
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -58,6 +60,8 @@ pub struct View {
     below: Option<Arc<Below>>,
     /// Lower directories that were asked for a name and did not have it.
     misses: Cell<u32>,
+    /// The hash of a name that the upper one surely lacks.
+    lacking: Cell<Option<u64>>,
 }
 
 /// The inode of a name, with a lookup counted.
@@ -139,6 +143,9 @@ impl Overlay {
             if view.is_stale(parent) {
                 continue;
             }
+            if let Some(above) = &guard {
+                view.know(above, name);
+            }
             let found = self.resolve(&view, name).on("lookup", name)?;
             let Some(found) = found else {
                 drop(guard);
@@ -185,7 +192,7 @@ impl Overlay {
             return Ok(None);
         }
         let mut walk = Walk::new(self, parent, name);
-        let Some(upper) = &parent.upper else {
+        let Some(upper) = parent.upper.as_ref().filter(|_| !parent.lacks(name)) else {
             return walk.lowers();
         };
         let step = || self.step(upper.as_fd(), name, parent.xattr_whiteouts);
@@ -424,7 +431,18 @@ impl View {
             xattr_whiteouts: state.xattr_whiteouts,
             below: below.filter(|below| below.is_of(&state.lowers)).cloned(),
             misses: Cell::new(0),
+            lacking: Cell::new(None),
         }
+    }
+
+    /// Takes over what is known of a name, for as long as the lock is held and nothing is changed.
+    pub(crate) fn know(&self, above: &Above, name: &OsStr) {
+        self.lacking.set(above.lacks(name).then(|| above::hash(name)));
+    }
+
+    /// Whether the upper directory surely has neither this name nor its `.wh.` whiteout.
+    pub(crate) fn lacks(&self, name: &OsStr) -> bool {
+        self.lacking.get().is_some_and(|hash| hash == above::hash(name))
     }
 
     /// Whether upper objects may have a number that is not their own.

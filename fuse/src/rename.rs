@@ -26,7 +26,7 @@ use crate::Overlay;
 use crate::dir::{Held, bury, unpin, writes_dots};
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode, UpperAt};
-use crate::namei::{View, check_name};
+use crate::namei::{Above, View, check_name};
 use crate::stack::Upper;
 use crate::sys::{self, Stat};
 use crate::whiteout::{self, Style};
@@ -208,7 +208,11 @@ impl Overlay {
         let _moves = two.then(|| self.moves.lock());
         check_ancestry(source, target, flags & sys::RENAME_EXCHANGE != 0)?;
         let views = (self.view(source.dir)?, self.view(target.dir)?);
-        let (first, second) = lock_both(source.dir, target.dir);
+        let (mut first, mut second) = lock_both(source.dir, target.dir);
+        for above in first.iter_mut().chain(&mut second) {
+            above.announce(source.name);
+            above.announce(target.name);
+        }
         if views.0.is_stale(source.dir) || views.1.is_stale(target.dir) {
             return Ok(false);
         }
@@ -308,12 +312,13 @@ impl Overlay {
     ) -> Result<()> {
         let ((here, source), (there, target)) = (from, to);
         let mut gone: Option<View> = None;
-        let guard: Option<RwLockWriteGuard<'_, ()>> =
+        let guard: Option<RwLockWriteGuard<'_, Above>> =
             match target.inode.as_ref().filter(|inode| inode.is_dir()) {
                 None => None,
                 Some(inode) => {
                     let inside = self.view_below(inode, there, target.name)?;
-                    let guard = inode.dir().map(|dir| dir.ns.write());
+                    let mut guard = inode.dir().map(|dir| dir.ns.write());
+                    guard.iter_mut().for_each(|above| above.end());
                     if !self.is_empty(&inside).on("rename", target.name)? {
                         return Err(Error::code("rename", target.name, sys::ENOTEMPTY));
                     }
@@ -422,7 +427,7 @@ fn move_link(inode: &Arc<Inode>, from: &Side<'_>, to: &Side<'_>) {
 fn lock_both<'a>(
     a: &'a Arc<Inode>,
     b: &'a Arc<Inode>,
-) -> (Option<RwLockWriteGuard<'a, ()>>, Option<RwLockWriteGuard<'a, ()>>) {
+) -> (Option<RwLockWriteGuard<'a, Above>>, Option<RwLockWriteGuard<'a, Above>>) {
     let lock = |inode: &'a Arc<Inode>| inode.dir().map(|dir| dir.ns.write());
     if Arc::ptr_eq(a, b) {
         return (lock(a), None);

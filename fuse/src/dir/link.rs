@@ -23,7 +23,7 @@ impl Overlay {
         }
         self.copy_up_data(&inode, None)?;
         let from = self.link_source(&inode)?;
-        let held = self.hold(&parent)?;
+        let held = self.hold(&parent, Some(name))?;
         let place = self.place(&held, name, false)?;
         self.settle_group(&inode)?;
         if inode.state.lock().has_origin {

@@ -35,7 +35,7 @@ impl Overlay {
         let upper = self.writable("unlink")?;
         let mut raised = false;
         loop {
-            let held = self.hold(&parent)?;
+            let held = self.hold(&parent, Some(name))?;
             let found = self.present_name(&held, name, "unlink")?;
             if found.stat.is_dir() {
                 return Err(Error::code("unlink", name, sys::EISDIR));
@@ -222,7 +222,7 @@ impl Overlay {
         let parent = self.dir_inode(parent, "rmdir")?;
         check_name(name)?;
         let upper = self.writable("rmdir")?;
-        let held = self.hold(&parent)?;
+        let held = self.hold(&parent, Some(name))?;
         let found = self.present_name(&held, name, "rmdir")?;
         if !found.stat.is_dir() {
             return Err(Error::code("rmdir", name, sys::ENOTDIR));

@@ -148,14 +148,22 @@ impl Listing {
     }
 }
 
+/// A name with one letter turned to the other case; `None` where there is none.
+fn turned(name: &OsStr) -> Option<OsString> {
+    let mut name = name.as_bytes().to_vec();
+    let letter = name.iter_mut().find(|byte| byte.is_ascii_alphabetic())?;
+    *letter ^= 0x20;
+    Some(OsString::from_vec(name))
+}
+
+/// Whether a name that is in a directory is surely found by its own letters only.
+pub(crate) fn finds_own_letters(dir: impl AsFd, name: &OsStr) -> bool {
+    turned(name).is_some_and(|turned| matches!(sys::has(dir, &turned), Ok(None)))
+}
+
 /// Whether names are found however their letters are written, judged by one of them.
 fn finds_other_letters(dir: impl AsFd, names: &[Name]) -> bool {
-    let turned = names.iter().find_map(|entry| {
-        let mut name = entry.name.as_bytes().to_vec();
-        let letter = name.iter_mut().find(|byte| byte.is_ascii_alphabetic())?;
-        *letter ^= 0x20;
-        Some(OsString::from_vec(name))
-    });
+    let turned = names.iter().find_map(|entry| turned(&entry.name));
     turned.is_some_and(|turned| {
         !matches!(sys::has(dir, &turned), Ok(None))
             && !names.iter().any(|entry| entry.name == turned)

@@ -79,7 +79,7 @@ impl Overlay {
                 continue;
             }
             self.copy_up_data(&child, None)?;
-            let held = self.hold(&dir)?;
+            let held = self.hold(&dir, Some(&entry.name))?;
             let side = Side { dir: &dir, name: &entry.name, inode: Some(child.clone()) };
             self.name_group(&held, &side)?;
         }
@@ -109,7 +109,7 @@ impl Overlay {
                 self.mark_impure(&link.parent, parent.as_fd()).at("set mark", || dir.path())?;
             }
         }
-        let held = self.hold(dir)?;
+        let held = self.hold(dir, None)?;
         let (here, top) = (held.fd.as_fd(), OsStr::new(""));
         if let Some(lower) = held.view.lowers.first() {
             let lower = self.lower_dir(lower).at("open", || dir.path())?;
