@@ -9,8 +9,9 @@
 //! bytes mean is in `wire` and `encode`, what is done in the handlers that both transports share.
 //!
 //! The classic transport's session stays on the connection: the kernel sends it INIT, FORGET and
-//! INTERRUPT. After INIT has agreed on rings every request waits until all queues are there, so
-//! what may fail is tried before ([`usable`]), and what fails nevertheless fails the mount.
+//! INTERRUPT. After INIT has agreed on rings every request waits until all queues are there or one was
+//! refused. So what may fail is tried before ([`usable`]), and what fails nevertheless takes the agreement
+//! back ([`give_up`]) or fails the mount.
 
 mod dispatch;
 mod encode;
@@ -28,7 +29,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use crate::server::Server;
-use crate::sys::{self, Bell};
+use crate::sys::{self, Area, Bell, Event, Slot, Uring};
 use queue::Worker;
 
 /// Processors that there may ever be; the kernel has a queue for each.
@@ -67,6 +68,18 @@ fn count(list: &str) -> Option<u16> {
 fn possible() -> io::Result<u16> {
     let text = std::fs::read_to_string(POSSIBLE)?;
     count(&text).ok_or_else(|| io::Error::other(format!("not a list of processors: '{text}'")))
+}
+
+/// Has all requests come over the classic transport after [`Ring::start`] failed: the kernel takes a refused
+/// entry as the end of the agreement (fs/fuse/dev_uring.c), and a queue that cannot be is refused.
+pub(crate) fn give_up(device: &Arc<OwnedFd>) -> io::Result<()> {
+    let mut ring = Uring::new(device, Arc::new(Bell::new()?))?;
+    let slot = Slot { head: Area::new(reply::HEAD)?, body: Area::new(reply::HEAD)? };
+    ring.register(u16::MAX, slot)?;
+    match ring.next_event()? {
+        Some(Event::Refused(..)) => Ok(()),
+        _ => Err(io::Error::other("the kernel takes an impossible queue")),
+    }
 }
 
 /// Which queues a thread serves, and where.

@@ -223,8 +223,15 @@ impl Serving {
             }
         });
         if server.rings.load(Ordering::Relaxed) {
-            let ring = Some(Ring::start(&server, &same)?);
-            return Ok(Serving { session, ring });
+            let started = Ring::start(&server, &same);
+            if let (Err(e), Transport::Auto) = (&started, transport) {
+                log::warn!("no rings: {e}");
+                ring::give_up(&same)?;
+                server.rings.store(false, Ordering::Relaxed);
+                return Ok(Serving { session, ring: None });
+            }
+            let insisted = |e| io::Error::other(format!("transport=ring: {e}"));
+            return Ok(Serving { session, ring: Some(started.map_err(insisted)?) });
         }
         if transport == Transport::Ring {
             let why = usable.err().map_or_else(ring::why_not_offered, |e| e.to_string());
