@@ -9,7 +9,6 @@ pub(crate) mod answer;
 mod backing;
 mod classic;
 mod convert;
-mod follow;
 pub(crate) mod handlers;
 mod pool;
 mod reply;

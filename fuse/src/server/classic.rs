@@ -14,7 +14,6 @@ use fuser::{
 };
 
 use super::answer::Asker;
-use super::follow::follow;
 use super::handlers::{Change, New};
 use super::reply::Sent;
 use super::{Server, convert};
@@ -45,8 +44,7 @@ impl fuser::Filesystem for Classic {
         Ok(())
     }
 
-    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        follow(request.pid());
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.0.lookup(ino(parent), name, self.sent(reply));
     }
 
@@ -54,8 +52,7 @@ impl fuser::Filesystem for Classic {
         self.0.forget(ino(node), count);
     }
 
-    fn getattr(&self, request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        follow(request.pid());
+    fn getattr(&self, _request: &Request, node: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.0.getattr(ino(node), self.sent(reply));
     }
 
@@ -77,7 +74,6 @@ impl fuser::Filesystem for Classic {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        follow(request.pid());
         let times = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttr { mode, uid, gid, size, atime: times.0, mtime: times.1 };
         let change = Change { set, kills: None };
@@ -98,7 +94,6 @@ impl fuser::Filesystem for Classic {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        follow(request.pid());
         let new = (New { mode, umask }, rdev);
         self.0.mknod(asker(request), (ino(parent), name), new, self.sent(reply));
     }
@@ -112,18 +107,15 @@ impl fuser::Filesystem for Classic {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        follow(request.pid());
         let new = New { mode, umask };
         self.0.mkdir(asker(request), (ino(parent), name), new, self.sent(reply));
     }
 
-    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        follow(request.pid());
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.0.unlink(ino(parent), name, self.sent(reply));
     }
 
-    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        follow(request.pid());
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.0.rmdir(ino(parent), name, self.sent(reply));
     }
 
@@ -135,14 +127,13 @@ impl fuser::Filesystem for Classic {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        follow(request.pid());
         let place = (ino(parent), name);
         self.0.symlink(asker(request), place, target.as_os_str(), self.sent(reply));
     }
 
     fn rename(
         &self,
-        request: &Request,
+        _request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -150,25 +141,22 @@ impl fuser::Filesystem for Classic {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        follow(request.pid());
         let (from, to) = ((ino(parent), name), (ino(newparent), newname));
         self.0.rename(from, to, flags.bits(), self.sent(reply));
     }
 
     fn link(
         &self,
-        request: &Request,
+        _request: &Request,
         node: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        follow(request.pid());
         self.0.link(ino(node), (ino(newparent), newname), self.sent(reply));
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        follow(request.pid());
         self.0.open(asker(request), ino(node), flags.0, self.sent(reply));
     }
 
@@ -182,14 +170,13 @@ impl fuser::Filesystem for Classic {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        follow(request.pid());
         let new = New { mode, umask };
         self.0.create(asker(request), (ino(parent), name), new, self.sent(reply));
     }
 
     fn read(
         &self,
-        request: &Request,
+        _request: &Request,
         node: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -198,13 +185,12 @@ impl fuser::Filesystem for Classic {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        follow(request.pid());
         self.0.read(ino(node), (offset, size as usize), self.sent(reply));
     }
 
     fn write(
         &self,
-        request: &Request,
+        _request: &Request,
         node: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -214,7 +200,6 @@ impl fuser::Filesystem for Classic {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        follow(request.pid());
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         self.0.write(ino(node), (offset, data), kill, self.sent(reply));
     }
@@ -241,32 +226,29 @@ impl fuser::Filesystem for Classic {
         self.0.fsync(ino(node), data, self.sent(reply));
     }
 
-    fn opendir(&self, request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        follow(request.pid());
+    fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.0.opendir(ino(node), self.sent(reply));
     }
 
     fn readdir(
         &self,
-        request: &Request,
+        _request: &Request,
         _node: INodeNo,
         fh: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        follow(request.pid());
         self.0.readdir(fh.0, offset, self.sent(reply));
     }
 
     fn readdirplus(
         &self,
-        request: &Request,
+        _request: &Request,
         node: INodeNo,
         fh: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        follow(request.pid());
         self.0.readdirplus(ino(node), (fh.0, offset), self.sent(reply));
     }
 
@@ -291,7 +273,7 @@ impl fuser::Filesystem for Classic {
 
     fn setxattr(
         &self,
-        request: &Request,
+        _request: &Request,
         node: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -299,24 +281,21 @@ impl fuser::Filesystem for Classic {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        follow(request.pid());
         self.0.setxattr(ino(node), (name, value), flags, self.sent(reply));
     }
 
     fn getxattr(
         &self,
-        request: &Request,
+        _request: &Request,
         node: INodeNo,
         name: &OsStr,
         size: u32,
         reply: ReplyXattr,
     ) {
-        follow(request.pid());
         self.0.getxattr(ino(node), name, size, self.sent(reply));
     }
 
-    fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        follow(request.pid());
+    fn listxattr(&self, _request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
         self.0.listxattr(ino(node), size, self.sent(reply));
     }
 

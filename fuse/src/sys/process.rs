@@ -4,7 +4,6 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Resource, Rlimit};
 
@@ -201,17 +200,4 @@ pub fn inode_ioctl(
 /// Whether there is the directory by which [`super::reopen`] finds descriptors.
 pub fn has_proc() -> bool {
     std::path::Path::new("/proc/self/fd").is_dir()
-}
-
-/// The processor on which a thread of any process ran last; `None` when it is not ours to see.
-pub fn processor_of(thread: u32) -> Option<usize> {
-    let mut buffer = [0; 1024];
-    let path = format!("/proc/{thread}/stat");
-    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let length = rustix::io::read(file, &mut buffer).ok()?;
-    let text = buffer.get(..length)?;
-    // The name in brackets may hold anything; field 39 (proc(5)) is the 37th after it.
-    let after = text.iter().rposition(|byte| *byte == b')')?;
-    let fields = std::str::from_utf8(text.get(after + 1..)?).ok()?;
-    fields.split_ascii_whitespace().nth(36)?.parse().ok()
 }
