@@ -71,6 +71,12 @@ impl Server {
         self.core.options().settled_io() == Io::Handleless
     }
 
+    /// Whether no object has xattrs. The kernel is told so once and asks no more: whoever wants one gets
+    /// EOPNOTSUPP.
+    fn has_no_xattrs(&self) -> bool {
+        self.core.options().noxattrs
+    }
+
     /// Runs `job` here when it is quick, on another thread otherwise.
     fn dispatch(&self, op: Op, slow: bool, job: impl FnOnce(&Overlay) + Send + 'static) {
         if !slow {

@@ -291,6 +291,9 @@ impl Server {
         flags: i32,
         reply: impl Reply,
     ) {
+        if self.has_no_xattrs() {
+            return reply.error(sys::ENOSYS);
+        }
         let (name, value) = (name.to_owned(), value.to_vec());
         self.change(Op::Setxattr, node, move |core| {
             empty(reply, core.setxattr(node, &name, &value, flags));
@@ -298,14 +301,23 @@ impl Server {
     }
 
     pub(crate) fn getxattr(&self, node: Ino, name: &OsStr, size: u32, reply: impl Reply) {
+        if self.has_no_xattrs() {
+            return reply.error(sys::ENOSYS);
+        }
         sized(reply, size, self.timed(Op::Getxattr).getxattr(node, name));
     }
 
     pub(crate) fn listxattr(&self, node: Ino, size: u32, reply: impl Reply) {
+        if self.has_no_xattrs() {
+            return reply.error(sys::ENOSYS);
+        }
         sized(reply, size, self.timed(Op::Listxattr).listxattr(node));
     }
 
     pub(crate) fn removexattr(&self, node: Ino, name: &OsStr, reply: impl Reply) {
+        if self.has_no_xattrs() {
+            return reply.error(sys::ENOSYS);
+        }
         let name = name.to_owned();
         self.change(Op::Removexattr, node, move |core| empty(reply, core.removexattr(node, &name)));
     }
