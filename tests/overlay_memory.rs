@@ -9,6 +9,7 @@ use plyfs_fuse::inode::Ino;
 use plyfs_fuse::owner::Caller;
 use plyfs_fuse::{Options, Overlay};
 
+use crate::common::model::Who;
 use crate::common::sandbox::Sandbox;
 
 fn options(sandbox: &Sandbox, lowers: usize) -> Options {
@@ -41,6 +42,12 @@ fn look(fs: &Overlay, dir: Ino, name: &str) -> Result<Attr, i32> {
 fn write(path: PathBuf) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, "x").unwrap();
+}
+
+/// A caller who owns what the daemon makes.
+fn me() -> Caller {
+    let who = Who::me();
+    Caller { uid: who.uid, gid: who.gid, umask: 0o022 }
 }
 
 #[test]
@@ -111,7 +118,7 @@ fn a_directory_made_here_is_not_asked_for_names_it_never_had() {
     let sandbox = Sandbox::new();
     write(sandbox.lower(1).join("copied/low"));
     let options = options(&sandbox, 1);
-    let me = Caller { uid: 0, gid: 0, umask: 0o022 };
+    let me = me();
     for live_view in [false, true] {
         let fs = Overlay::open(&if live_view { live(&options) } else { options.clone() }).unwrap();
         let made = format!("made{live_view}");
@@ -136,7 +143,7 @@ fn every_way_a_name_comes_into_a_known_directory_is_noticed() {
         write(sandbox.lower(1).join(name));
     }
     let fs = Overlay::open(&options(&sandbox, 1)).unwrap();
-    let me = Caller { uid: 0, gid: 0, umask: 0o022 };
+    let me = me();
     let name = OsStr::new;
     let (d, e) = (look(&fs, Ino::ROOT, "d").unwrap().ino, look(&fs, Ino::ROOT, "e").unwrap().ino);
     let mode = |mode| SetAttr { mode: Some(mode), ..SetAttr::default() };
