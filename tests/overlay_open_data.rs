@@ -149,3 +149,20 @@ fn when_all_that_is_open_has_to_stay_no_more_is_opened_and_it_goes_on_working() 
     files[0] = more;
     use_all(&fs, &files);
 }
+
+#[test]
+fn the_end_of_a_file_is_read_from_the_page_cache_in_whole_pages() {
+    let sandbox = Sandbox::new();
+    let fs = overlay(&sandbox, Io::Handleless);
+    let who = crate::common::model::Who::me();
+    let me = Caller { uid: who.uid, gid: who.gid, umask: 0o022 };
+    let ino = fs.create(me, Ino::ROOT, &OsString::from("f"), 0o644).unwrap().attr.ino;
+    assert_eq!(fs.write(ino, 0, &[7; 5000], false).unwrap(), 5000);
+    let mut page = [0; 4096];
+    if fs.read_cached(ino, 0, &mut page).is_none() {
+        let what = "a filesystem that tells what the page cache has (RWF_NOWAIT)";
+        return println!("skipped: {}: needs {what}", this_test!());
+    }
+    assert_eq!(fs.read_cached(ino, 4096, &mut page), Some(904));
+    assert_eq!(fs.read_cached(ino, 8192, &mut page), Some(0));
+}

@@ -210,7 +210,12 @@ impl Overlay {
         let inode = self.table.get(ino)?;
         let data = self.data(&inode, false).ok()?;
         let got = sys::pread_cached(&data.fd, buffer, offset).ok()?;
-        (got == buffer.len() || got == 0).then_some(got)
+        let is_end = || {
+            let size = sys::fstat(&data.fd).map_or(u64::MAX, |stat| stat.size);
+            offset.saturating_add(got as u64) >= size
+        };
+        // The kernel asks for whole pages, so the end of a file is short.
+        (got == buffer.len() || got == 0 || is_end()).then_some(got)
     }
 
     /// Writes. With `kill_set_id` the set-id bits fall, as they do when somebody without the right

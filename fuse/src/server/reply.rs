@@ -111,10 +111,18 @@ reply! {
     }
 }
 
+/// The first `size` bytes of a buffer that only grows: what is new in it is zeroed, once.
+fn at_least(buffer: &mut Vec<u8>, size: usize) -> &mut [u8] {
+    if buffer.len() < size {
+        buffer.resize(size, 0);
+    }
+    &mut buffer[..size]
+}
+
 impl Fill for Sent<ReplyData> {
     fn fill(self, size: usize, read: impl FnOnce(&mut [u8]) -> Result<usize, Code>) {
         BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(size, 0);
+            let buffer = at_least(buffer, size);
             match read(buffer) {
                 Ok(count) => self.answer(Answer::Data(&buffer[..count])),
                 Err(code) => self.error(code),
@@ -124,7 +132,7 @@ impl Fill for Sent<ReplyData> {
 
     fn try_fill(self, size: usize, read: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<Self> {
         BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(size, 0);
+            let buffer = at_least(buffer, size);
             let Some(count) = read(buffer) else { return Some(self) };
             self.answer(Answer::Data(&buffer[..count]));
             None
