@@ -203,5 +203,5 @@ both! { without_xattrs_the_kernel_asks_once, OnlyPlyfs, |t| {
     said(Command::new(plyfs()).arg("umount").arg(t.at("merged"))).unwrap();
     assert!(child.wait().unwrap().success());
     let report = told(&t.at("told"));
-    assert!(count(&report, "getxattr") <= 1 && count(&report, "write") == 10, "{report}");
+    assert!(count(&report, "getxattr") <= 1 && count(&report, "lookup") >= 10, "{report}");
 }}

@@ -130,15 +130,16 @@ pub struct Counters(pub(crate) Arc<Overlay>);
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let overlay = &*self.0;
-        let inodes = overlay.table.all();
-        let directories = inodes.iter().filter(|inode| inode.is_dir()).count();
-        let opens = inodes.iter().map(|inode| u64::from(inode.opens.load(Ordering::Relaxed)));
+        let (mut inodes, mut directories, mut opens) = (0, 0, 0);
+        overlay.table.each(|inode| {
+            inodes += 1;
+            directories += u64::from(inode.is_dir());
+            opens += u64::from(inode.opens.load(Ordering::Relaxed));
+        });
         let descriptors = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
         writeln!(
             f,
-            "inodes {} (directories {directories}), open files {}, open directories {}, descriptors {descriptors}",
-            inodes.len(),
-            opens.sum::<u64>(),
+            "inodes {inodes} (directories {directories}), open files {opens}, open directories {}, descriptors {descriptors}",
             overlay.open_dirs.len(),
         )?;
         let stats = &overlay.stats;
