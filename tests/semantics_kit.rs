@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 pub mod backend;
+pub mod hold;
 pub mod isolate;
 pub mod sys;
 pub mod tree;
@@ -397,11 +398,11 @@ pub fn as_user<T: Send>(id: u32, work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// Waits until `done`, at most ten seconds.
+/// Waits until `done`, at most half a minute.
 pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(10), "waited in vain: {what}");
+        assert!(start.elapsed() < Duration::from_secs(30), "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -21,7 +21,7 @@ use super::sys::{self, Isolation, Users};
 const FIRST_ID: u32 = 100_000;
 const IDS: u32 = 65_536;
 /// How long a test may take.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What became of a test's process.
 pub struct Outcome {
@@ -87,7 +87,7 @@ fn prepared(name: &str, mode: Mode, scratch: &Path) -> Command {
     command.args(["--exact", name, "--nocapture", "--test-threads=1", "--include-ignored"]);
     command.current_dir(scratch);
     command.env("PLYFS_SEMANTICS_DIR", scratch).env("PLYFS_SEMANTICS_BIN", plyfs);
-    command.env("RUST_BACKTRACE", "0");
+    command.env("PLYFS_HOLD", scratch.join("hold")).env("RUST_BACKTRACE", "0");
     command
 }
 

@@ -94,6 +94,7 @@ pub fn copy_range(
 
 /// Makes `dst` share all blocks of `src`, where the filesystem can.
 pub fn reflink(src: impl AsFd, dst: impl AsFd) -> io::Result<()> {
+    fault::hold();
     fault::point()?;
     Ok(rustix::fs::ioctl_ficlone(dst, src)?)
 }

@@ -1,7 +1,8 @@
 //! Fault points: with the feature `fault-injection`, `PLYFS_FAULT=N` kills the process before its
 //! N-th change on disk (N counts from 1), and `PLYFS_FAULT=N:ERRNO` fails that change and every
-//! later one with the number instead. Counting starts when [`arm`] is called. Without the feature
-//! every point is nothing.
+//! later one with the number instead. Counting starts when [`arm`] is called. `PLYFS_HOLD=FIFO`
+//! makes copying of data as slow as a test wants: while the pipe exists, a copy waits until somebody
+//! has opened it for writing and closed it again. Without the feature every point is nothing.
 
 use std::io;
 
@@ -66,3 +67,18 @@ pub(super) fn point() -> io::Result<()> {
 pub(super) fn point() -> io::Result<()> {
     Ok(())
 }
+
+/// Data is about to be copied.
+#[cfg(feature = "fault-injection")]
+pub(super) fn hold() {
+    static HOLD: std::sync::OnceLock<Option<std::ffi::OsString>> = std::sync::OnceLock::new();
+    if let Some(fifo) = HOLD.get_or_init(|| std::env::var_os("PLYFS_HOLD")) {
+        // No pipe: nobody holds.
+        drop(std::fs::read(fifo));
+    }
+}
+
+/// Data is about to be copied.
+#[cfg(not(feature = "fault-injection"))]
+#[inline(always)]
+pub(super) fn hold() {}
