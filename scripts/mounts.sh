@@ -6,7 +6,7 @@ base_directory() {
     base=$scratch/ext4
     if [ "$mode" = root ]; then
         truncate -s 16G "$scratch/ext4.img"
-        if ! { mkfs.ext4 -q "$scratch/ext4.img" && mount -o loop "$scratch/ext4.img" "$base"; } 2>/dev/null; then
+        if ! { mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 "$scratch/ext4.img" && mount -o loop "$scratch/ext4.img" "$base"; } 2>/dev/null; then
             rm -f "$scratch/ext4.img"
             skipped "an own ext4 for the tests" "loop devices; $base is on $(stat -fc %T "$base")"
         fi
