@@ -320,6 +320,11 @@ pub fn set_times(dir: impl AsFd, name: &OsStr, times: NewTimes) -> io::Result<()
     let stamps =
         Timestamps { last_access: spec(times.atime), last_modification: spec(times.mtime) };
     if name.is_empty() {
+        // Linux 5.8 and later take the descriptor itself.
+        match rustix::fs::utimensat(&dir, "", &stamps, AtFlags::EMPTY_PATH) {
+            Err(rustix::io::Errno::INVAL) => {}
+            other => return Ok(other?),
+        }
         let path = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd());
         return Ok(rustix::fs::utimensat(rustix::fs::CWD, path, &stamps, AtFlags::empty())?);
     }
