@@ -24,11 +24,12 @@ pub(super) fn command_line(mount: &MountPoint) -> Option<Vec<OsString>> {
     Some(words.map(|word| OsString::from_vec(word.to_vec())).collect())
 }
 
-/// The server and its directory of /proc.
+/// The server and its directory of /proc. A connection's number is given to the next mount as soon as its own is gone, when
+/// the server of the former one may not have ended yet: it is the last that was started.
 fn find(mount: &MountPoint) -> Option<(Other, PathBuf)> {
     let connection = mount.device.1;
     let processes = fs::read_dir("/proc").ok()?;
-    processes.flatten().find_map(|process| {
+    let candidates = processes.flatten().filter_map(|process| {
         let id = process.file_name().to_str()?.parse().ok()?;
         if id == crate::sys::process_id() {
             return None;
@@ -36,8 +37,16 @@ fn find(mount: &MountPoint) -> Option<(Other, PathBuf)> {
         let process = process.path();
         // Held before it is looked at, so that it is this one that is waited for.
         let other = Other::open(id).ok()?;
-        serves(&process, connection).then_some((other, process))
-    })
+        serves(&process, connection).then(|| ((started(&process), id), (other, process)))
+    });
+    candidates.max_by_key(|(age, _)| *age).map(|(_, found)| found)
+}
+
+/// When a process was started, in the kernel's ticks (proc(5), stat, field 22).
+fn started(process: &Path) -> Option<u64> {
+    let text = fs::read_to_string(process.join("stat")).ok()?;
+    // The second field, the only one with blanks, ends with the last parenthesis.
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 fn serves(process: &Path, connection: u32) -> bool {
@@ -59,6 +68,13 @@ fn parse(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_processes_the_later_one_is_known() {
+        let own = started(Path::new("/proc/self")).unwrap();
+        assert!(started(Path::new("/proc/1")).unwrap() <= own);
+        assert_eq!(started(Path::new("/nowhere")), None);
+    }
 
     #[test]
     fn the_connection_is_read_from_a_record() {
