@@ -92,6 +92,8 @@ def scan(root, ignore):
         for child in names:
             visit(f"{name}/{child}" if name else child)
 
+    # Directories may lie deeper in each other than functions may call each other by default.
+    sys.setrecursionlimit(100_000)
     visit("")
     return found
 

@@ -52,6 +52,11 @@ impl DirFds {
         Ok(fd)
     }
 
+    /// Lets go of the memory of slots whose owner is gone.
+    pub(crate) fn forget_lost(&self) {
+        forget_lost(&mut self.queue.lock());
+    }
+
     /// Puts a descriptor into a slot for good.
     pub(crate) fn keep(&self, slot: &Slot, fd: Arc<OwnedFd>) {
         *slot.0.lock() = Some(fd);
@@ -143,15 +148,40 @@ impl OpenData {
         None
     }
 
+    /// Lets go of the memory of inodes that are gone.
+    pub(crate) fn forget_lost(&self) {
+        forget_lost(&mut self.queue.lock());
+    }
+
     /// Whether nothing more may be opened.
     pub(crate) fn is_full(&self) -> bool {
         self.open.load(Ordering::Relaxed) >= self.ceiling
     }
 }
 
+/// An entry keeps the memory of what it names, though not what that held.
+fn forget_lost<T>(queue: &mut VecDeque<Weak<T>>) {
+    queue.retain(|entry| entry.strong_count() > 0);
+    queue.shrink_to_fit();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_gone_leaves_the_queue() {
+        let cache = DirFds::new(16);
+        let slots: Vec<Arc<Slot>> = (0..10).map(|_| Arc::default()).collect();
+        for slot in &slots {
+            cache.get(slot, || Ok(std::fs::File::open("/")?.into())).unwrap();
+        }
+        let kept = slots[3].clone();
+        drop(slots);
+        cache.forget_lost();
+        assert_eq!(cache.queue.lock().len(), 1);
+        assert!(kept.get().is_some());
+    }
 
     #[test]
     fn the_oldest_descriptor_goes_first() {

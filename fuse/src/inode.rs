@@ -394,8 +394,8 @@ impl Table {
 
     /// Gives lookups back. The inode leaves with the last one, unless an inode the kernel still
     /// holds names it as its directory: there is never a second inode for one object, so that its
-    /// lock is one, too.
-    pub fn forget(&self, ino: Ino, count: u64) {
+    /// lock is one, too. True when so many have left that their memory can be given back to the system.
+    pub fn forget(&self, ino: Ino, count: u64) -> bool {
         if let Some(inode) = self.get(ino) {
             let had = inode.lookups.load(Ordering::Relaxed);
             let less = inode.lookups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |had| {
@@ -408,21 +408,21 @@ impl Table {
         if let Some(ino) = again {
             self.sweep(ino);
         }
-        if self.rest.fetch_add(1, Ordering::Relaxed) % FORGETS == FORGETS - 1 {
-            self.give_back();
-        }
+        self.rest.fetch_add(1, Ordering::Relaxed) % FORGETS == FORGETS - 1 && self.has_shrunk()
     }
 
-    /// Gives the memory of inodes that have left back to the system, once most of many have. The
+    /// Whether most of many inodes have left since this was so before; the table gets smaller then. The
     /// number is looked at while inodes leave, so it is about the last thousand behind.
-    fn give_back(&self) {
+    fn has_shrunk(&self) -> bool {
         let now = self.count();
         let most = self.most.fetch_max(now, Ordering::Relaxed).max(now);
-        if most > KEPT.max(4 * now) {
+        let shrunk = most > KEPT.max(4 * now);
+        if shrunk {
             self.most.store(now, Ordering::Relaxed);
             self.inodes.shrink_to_fit();
-            sys::trim_memory();
+            self.copies.shrink_to_fit();
         }
+        shrunk
     }
 
     fn stays(&self, inode: &Inode) -> bool {

@@ -126,7 +126,11 @@ impl Overlay {
 
     /// Gives back `count` lookups of an inode.
     pub fn forget(&self, ino: Ino, count: u64) {
-        self.table.forget(ino, count);
+        if self.table.forget(ino, count) {
+            self.dir_fds.forget_lost();
+            self.open_data.forget_lost();
+            sys::trim_memory();
+        }
     }
 
     /// The inode of a name, with a lookup counted; `None` when there is no such name.
