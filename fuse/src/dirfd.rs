@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
-use crate::inode::Inode;
+use crate::inode::{Ino, Inode};
 
 /// One cached descriptor, or none for now.
 #[derive(Debug, Default)]
@@ -52,9 +52,11 @@ impl DirFds {
         Ok(fd)
     }
 
-    /// Lets go of the memory of slots whose owner is gone.
+    /// Lets go of slots whose owner is gone: an entry keeps a slot's memory, though not what that held.
     pub(crate) fn forget_lost(&self) {
-        forget_lost(&mut self.queue.lock());
+        let mut queue = self.queue.lock();
+        queue.retain(|slot| slot.strong_count() > 0);
+        queue.shrink_to_fit();
     }
 
     /// Puts a descriptor into a slot for good.
@@ -88,7 +90,8 @@ pub(crate) struct OpenData {
     limit: usize,
     ceiling: usize,
     open: Arc<AtomicUsize>,
-    queue: Mutex<VecDeque<Weak<Inode>>>,
+    /// By number: an entry does not keep the memory of an inode that has left.
+    queue: Mutex<VecDeque<Ino>>,
 }
 
 /// One descriptor of data, counted until it is closed.
@@ -115,21 +118,21 @@ impl OpenData {
         OpenCount(self.open.clone())
     }
 
-    /// The data of an inode was opened and is kept.
-    pub(crate) fn push(&self, inode: &Arc<Inode>) {
+    /// The data of an inode was opened and is kept. `get` finds the inode of a number.
+    pub(crate) fn push(&self, inode: &Arc<Inode>, get: impl Fn(Ino) -> Option<Arc<Inode>>) {
         if inode.queued.swap(true, Ordering::AcqRel) {
             return;
         }
         let mut queue = self.queue.lock();
-        queue.push_back(Arc::downgrade(inode));
+        queue.push_back(inode.ino);
         // What was closed or forgotten meanwhile goes, a little at a time.
         for _ in 0..2 {
             if queue.len() <= 2 * self.limit {
                 break;
             }
-            let Some(old) = queue.pop_front().as_ref().and_then(Weak::upgrade) else { continue };
+            let Some(old) = queue.pop_front().and_then(|ino| queued(ino, &get)) else { continue };
             if old.state.lock().data.is_some() {
-                queue.push_back(Arc::downgrade(&old));
+                queue.push_back(old.ino);
             } else {
                 old.queued.store(false, Ordering::Release);
             }
@@ -137,20 +140,15 @@ impl OpenData {
     }
 
     /// The inode whose turn it is to be closed; none while the bound is kept.
-    pub(crate) fn oldest(&self) -> Option<Arc<Inode>> {
+    pub(crate) fn oldest(&self, get: impl Fn(Ino) -> Option<Arc<Inode>>) -> Option<Arc<Inode>> {
         let mut queue = self.queue.lock();
         while self.open.load(Ordering::Relaxed) > self.limit {
-            if let Some(old) = queue.pop_front()?.upgrade() {
+            if let Some(old) = queued(queue.pop_front()?, &get) {
                 old.queued.store(false, Ordering::Release);
                 return Some(old);
             }
         }
         None
-    }
-
-    /// Lets go of the memory of inodes that are gone.
-    pub(crate) fn forget_lost(&self) {
-        forget_lost(&mut self.queue.lock());
     }
 
     /// Whether nothing more may be opened.
@@ -159,10 +157,9 @@ impl OpenData {
     }
 }
 
-/// An entry keeps the memory of what it names, though not what that held.
-fn forget_lost<T>(queue: &mut VecDeque<Weak<T>>) {
-    queue.retain(|entry| entry.strong_count() > 0);
-    queue.shrink_to_fit();
+/// The inode of an entry; none when it has left, also when another one has its number by now.
+fn queued(ino: Ino, get: impl Fn(Ino) -> Option<Arc<Inode>>) -> Option<Arc<Inode>> {
+    get(ino).filter(|inode| inode.queued.load(Ordering::Acquire))
 }
 
 #[cfg(test)]

@@ -117,11 +117,12 @@ impl Overlay {
     /// Puts an inode whose data is kept open into the queue, and closes what is too much. No
     /// directory's lock is held: others are opened by their names.
     pub(crate) fn bound_open_data(&self, inode: &Arc<Inode>) {
-        self.open_data.push(inode);
+        let get = |ino| self.table.get(ino);
+        self.open_data.push(inode, get);
         for _ in 0..EVICTIONS {
-            let Some(old) = self.open_data.oldest() else { return };
+            let Some(old) = self.open_data.oldest(get) else { return };
             if Arc::ptr_eq(&old, inode) || !self.can_reopen(&old) {
-                self.open_data.push(&old);
+                self.open_data.push(&old, get);
                 continue;
             }
             let data = old.state.lock().data.take();

@@ -302,7 +302,7 @@ pub struct Table {
 }
 
 /// Memory of fewer inodes than this is kept for the next ones.
-const KEPT: usize = 8192;
+const KEPT: usize = 2048;
 /// How many forgets go by between two looks at the number of inodes.
 const FORGETS: u32 = 1024;
 

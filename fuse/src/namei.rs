@@ -128,7 +128,6 @@ impl Overlay {
     pub fn forget(&self, ino: Ino, count: u64) {
         if self.table.forget(ino, count) {
             self.dir_fds.forget_lost();
-            self.open_data.forget_lost();
             sys::trim_memory();
         }
     }
