@@ -4,6 +4,7 @@
 //! which knows how an overlay merges them, and `marks`, which knows how deletions and the like look
 //! on disk.
 
+pub mod apply;
 mod archive;
 pub mod changes;
 pub mod diff;

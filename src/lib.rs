@@ -19,6 +19,7 @@
 
 pub mod cli;
 pub mod doctor;
+pub mod driver;
 pub mod error;
 pub mod layer;
 pub mod mount;

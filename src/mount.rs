@@ -4,6 +4,7 @@
 //! that is reported as taken away is gone from the table of mounts.
 
 mod holder;
+pub mod plan;
 mod remount;
 pub mod serve;
 pub mod table;

@@ -1,0 +1,206 @@
+//! Drivers: how layers lie on disk, and what has to be mounted to see one.
+//!
+//! A driver keeps *layers*, each on top of at most one parent, in a directory of its own below the store's root
+//! (its *home*, named as the driver). It never mounts: it says which directories make a layer up
+//! ([`Driver::parts`]) and which mount shows it ([`Driver::view`]), and [`crate::mount`] performs that. So a driver is
+//! tested without root, and the same description can be handed to somebody else who mounts.
+//!
+//! What a layer holds is read from its parts, never through a mount; [`Diffing`] says how: from the upper directory
+//! alone where that tells all, by comparing both trees elsewhere.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::layer::apply::{Applied, Limits};
+use crate::mount::plan::Mount;
+
+/// The longest name of a layer: it becomes the name of a directory beside which others get longer ones.
+const ID_LIMIT: usize = 128;
+
+/// The name of a layer: a letter or digit, then letters, digits, `_`, `.` and `-`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LayerId(String);
+
+impl LayerId {
+    /// Takes a name that can be a layer's.
+    pub fn new(name: &str) -> Result<LayerId> {
+        let refuse = |why: &str| Err(Error::invalid(format!("layer name '{name}'"), why));
+        if name.is_empty() {
+            return refuse("is empty");
+        }
+        if name.len() > ID_LIMIT {
+            return refuse("is longer than 128 characters");
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+        if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(plain) {
+            return refuse(
+                "may hold letters, digits, '_', '.' and '-', and starts with a letter or digit",
+            );
+        }
+        // The directory of short links in the overlay format.
+        if name == "l" {
+            return refuse("is taken");
+        }
+        Ok(LayerId(name.to_owned()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Limits of what a layer may take; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Bytes.
+    pub bytes: Option<u64>,
+    /// Inodes.
+    pub inodes: Option<u64>,
+}
+
+/// How a layer is made.
+#[derive(Clone, Debug, Default)]
+pub struct Create {
+    /// It is never written through a mount; only [`Driver::apply`] fills it.
+    pub read_only: bool,
+    /// The SELinux label that mounts of it get.
+    pub label: Option<String>,
+    /// Options of this layer (`size`, `inodes`), as given. A driver refuses those it does not know, all that limit a
+    /// read-only layer, and limits that the filesystem cannot enforce.
+    pub options: BTreeMap<String, String>,
+}
+
+/// How a layer is to be mounted.
+#[derive(Clone, Debug, Default)]
+pub struct MountOptions {
+    /// The SELinux label, instead of the layer's own.
+    pub label: Option<String>,
+    /// Further options for the filesystem that is mounted.
+    pub extra: Vec<String>,
+    /// Nothing may be changed through the mount.
+    pub read_only: bool,
+    /// What is written need not survive a crash of the machine.
+    pub volatile: bool,
+}
+
+/// The directories that make a layer up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// What the layer itself holds.
+    pub own: PathBuf,
+    /// What lies below it, the nearest parent first; empty where `own` is the whole tree.
+    pub below: Vec<PathBuf>,
+}
+
+/// How to see a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum View {
+    /// It is this directory.
+    Path(PathBuf),
+    /// It is what this mount shows at its target, which does not exist while nothing is mounted.
+    Mount(Mount),
+}
+
+/// How the difference between a layer and its parent is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Diffing {
+    /// [`Parts::own`] has it, with whiteouts.
+    Native,
+    /// By comparing both trees.
+    Naive,
+}
+
+/// What a layer takes on disk, its parents not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of blocks, a file with several names once.
+    pub bytes: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
+
+/// Opens files of a layer by path, to put its archive together again.
+pub trait FileGetter {
+    /// The data of the regular file at `path`, relative to the layer's root, as the archive named it.
+    fn open(&self, path: &[u8]) -> Result<Box<dyn Read>>;
+}
+
+/// One way to keep and mount layers. Every method may be called from several threads; the store sees to it that
+/// no two of them change one layer at a time.
+pub trait Driver: fmt::Debug + Send + Sync {
+    /// The name it is chosen by.
+    fn name(&self) -> &'static str;
+
+    /// The directory it keeps everything in.
+    fn home(&self) -> &Path;
+
+    /// Makes an empty layer on `parent`. The layer is there whole or not at all.
+    fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()>;
+
+    /// Removes a layer that nothing is built on and nobody has mounted: it is out of sight when this returns, and what
+    /// cannot be deleted at once is deleted by [`Driver::sweep`]. One that is not there is no error.
+    fn remove(&self, id: &LayerId) -> Result<()>;
+
+    /// Whether there is such a layer.
+    fn exists(&self, id: &LayerId) -> Result<bool>;
+
+    /// All layers, sorted.
+    fn list(&self) -> Result<Vec<LayerId>>;
+
+    /// The layer's parent, as the driver's own records have it; `None` also where they do not tell.
+    fn parent(&self, id: &LayerId) -> Result<Option<LayerId>>;
+
+    /// The directories that make the layer up.
+    fn parts(&self, id: &LayerId) -> Result<Parts>;
+
+    /// What has to be mounted to see the layer. Says nothing about whether it is mounted.
+    fn view(&self, id: &LayerId, options: &MountOptions) -> Result<View>;
+
+    /// How [`crate::layer`] finds what the layer adds to its parent.
+    fn diffing(&self, id: &LayerId) -> Result<Diffing>;
+
+    /// Fills an empty layer from a tar archive, compressed or not, with OCI whiteouts. After an error the layer is as
+    /// empty as before. `split` gets what is needed to give the archive back byte for byte.
+    fn apply(
+        &self,
+        id: &LayerId,
+        archive: &mut dyn Read,
+        limits: &Limits,
+        split: Option<&mut dyn std::io::Write>,
+    ) -> Result<Applied>;
+
+    /// Opens the layer's own files for the archive to be put together again.
+    fn files(&self, id: &LayerId) -> Result<Box<dyn FileGetter>>;
+
+    /// The limits of a layer.
+    fn quota(&self, id: &LayerId) -> Result<Quota>;
+
+    /// Changes the limits of a layer, also while it is mounted.
+    fn set_quota(&self, id: &LayerId, quota: Quota) -> Result<()>;
+
+    /// What the layer takes on disk.
+    fn usage(&self, id: &LayerId) -> Result<Usage>;
+
+    /// Facts about a layer that programs read: `LowerDir`, `UpperDir`, `WorkDir`, `MergedDir`, `RootDir`.
+    fn metadata(&self, id: &LayerId) -> Result<Vec<(&'static str, String)>>;
+
+    /// Facts about the driver here, for people: `Backing Filesystem`, `Supports d_type` and so on.
+    fn status(&self) -> Vec<(&'static str, String)>;
+
+    /// Makes what a crash or a hand has broken whole again where it can be told (short links, lists of lowers), and
+    /// deletes what removals and failed creations left. Says what it did, a line each.
+    fn sweep(&self) -> Result<Vec<String>>;
+
+    /// Lets go of what the driver holds outside its home; never deletes data.
+    fn cleanup(&self) -> Result<()>;
+}
