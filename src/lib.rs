@@ -20,10 +20,12 @@
 pub mod cli;
 pub mod doctor;
 pub mod driver;
+pub mod durable;
 pub mod error;
 pub mod layer;
 pub mod mount;
 pub mod run;
+pub mod store;
 #[allow(unsafe_code)]
 pub mod sys;
 

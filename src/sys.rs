@@ -2,12 +2,14 @@
 //! namespaces. The only room of this package with unsafe code, and the only one that names `libc`
 //! or `rustix`. EINTR is handled here; owned descriptors come out.
 
+mod lock;
 mod mount;
 pub mod probe;
 mod process;
 mod signal;
 pub mod tree;
 
+pub use lock::lock_file;
 pub use mount::{
     NewFlags, bind, bind_recursive, make_private, make_read_only, mount_empty, mount_proc,
     mount_scratch, pivot_root, remount, set_hostname, unmount, unshare,

@@ -20,6 +20,7 @@ use super::archive::{BLOCK, Body, Entry, padding};
 use super::marks::{self, Belief};
 use super::stack::{Found, Place, Spot, Stack};
 use super::xattrs::{self, Attributes};
+use crate::durable::{Staged, parent};
 use crate::error::{Context, Error, Result};
 use crate::sys::tree::{self, Kind, Stat};
 
@@ -288,10 +289,9 @@ pub fn save(spec: &Spec, path: &Path) -> Result<()> {
         return buffered(spec, file).map(|_| ());
     }
     refuse_inside(spec, path)?;
-    let (temporary, file) = Temporary::beside(path)?;
-    let file = buffered(spec, file)?;
-    file.sync_all().on("sync", &temporary.0)?;
-    temporary.rename(path)
+    let staged = Staged::beside(path)?;
+    buffered(spec, staged.file.try_clone().on("dup", path)?)?;
+    staged.publish(path)
 }
 
 fn buffered(spec: &Spec, file: File) -> Result<File> {
@@ -307,38 +307,5 @@ fn refuse_inside(spec: &Spec, path: &Path) -> Result<()> {
     match dir.starts_with(upper) {
         true => Err(Error::invalid(path.display().to_string(), "lies in the upper directory")),
         false => Ok(()),
-    }
-}
-
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// A file that goes when it is not forgotten.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn beside(path: &Path) -> Result<(Temporary, File)> {
-        if path.file_name().is_none() {
-            return Err(Error::invalid(path.display().to_string(), "not the name of a file"));
-        }
-        let hidden = parent(path).join(format!(".plyfs-diff-{}.tmp", std::process::id()));
-        let file =
-            File::options().write(true).create_new(true).open(&hidden).on("create", &hidden)?;
-        Ok((Temporary(hidden), file))
-    }
-
-    fn rename(self, path: &Path) -> Result<()> {
-        std::fs::rename(&self.0, path).on("rename to", path)?;
-        std::mem::forget(self);
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0) {
-            log::debug!("remove {}: {error}", self.0.display());
-        }
     }
 }

@@ -1,0 +1,91 @@
+//! Replacing a file whole: a temporary beside it, sync, rename, sync the directory. After a crash at any point there is
+//! the old file or the new one.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Error, Result};
+
+/// Puts `bytes` at `path`, in place of what is there.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut staged = Staged::beside(path)?;
+    staged.file.write_all(bytes).on("write", &staged.path)?;
+    staged.publish(path)
+}
+
+/// Makes names made in, or taken from, a directory outlive a crash of the machine.
+pub fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path).and_then(|dir| dir.sync_all()).on("sync", path)
+}
+
+/// A new file that gets its name when it is complete, and goes when it never is.
+#[derive(Debug)]
+pub struct Staged {
+    /// To be written.
+    pub file: File,
+    path: PathBuf,
+    published: bool,
+}
+
+impl Staged {
+    /// A file on the filesystem of `path`, under another name.
+    pub fn beside(path: &Path) -> Result<Staged> {
+        let Some(name) = path.file_name() else {
+            return Err(Error::invalid(path.display().to_string(), "not the name of a file"));
+        };
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{:016x}.tmp", plyfs_fuse::sys::random_u64()));
+        let hidden = parent(path).join(hidden);
+        let file = File::options().read(true).write(true).create_new(true).open(&hidden);
+        Ok(Staged { file: file.on("create", &hidden)?, path: hidden, published: false })
+    }
+
+    /// Gives it its name, in place of what has that now.
+    pub fn publish(mut self, path: &Path) -> Result<()> {
+        self.file.sync_all().on("sync", &self.path)?;
+        std::fs::rename(&self.path, path).on("rename to", path)?;
+        self.published = true;
+        sync_dir(parent(path))
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if self.published {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            log::debug!("remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// The directory that a path names something in.
+pub fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_stays_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        for text in ["one", "two"] {
+            replace(&path, text.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        drop(Staged::beside(&path).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
+    }
+
+    #[test]
+    fn what_has_no_name_is_refused() {
+        assert!(Staged::beside(Path::new("/")).is_err());
+    }
+}

@@ -1,0 +1,153 @@
+//! What is under way: one file `pending/<id>` for each layer that is being made, filled or removed, locked by whoever
+//! does it. A file that nobody has locked is what a crash left, and is undone or finished by the next who opens the
+//! store. The lock also keeps two processes from changing one layer at a time.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use crate::driver::LayerId;
+use crate::error::{Context, Error, Result};
+use crate::{durable, sys};
+
+/// What is done to a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Work {
+    /// It is made: without a record afterwards it never was.
+    Create,
+    /// It is filled: without content in the record afterwards it is empty.
+    Apply,
+    /// It is removed: without a record its storage goes too.
+    Remove,
+}
+
+const WORDS: [(Work, &str); 3] =
+    [(Work::Create, "create"), (Work::Apply, "apply"), (Work::Remove, "remove")];
+
+/// The work on one layer. When this goes without [`Pending::done`] the file stays, as after a crash.
+#[derive(Debug)]
+pub(super) struct Pending {
+    path: PathBuf,
+    /// Holds the lock.
+    file: File,
+}
+
+impl Pending {
+    /// Announces work on a layer; says also what was left of earlier work on it, which has to be cleared away first.
+    pub(super) fn begin(dir: &Path, id: &LayerId, work: Work) -> Result<(Pending, Option<Work>)> {
+        let path = dir.join(id.as_str());
+        let busy = || Error::InUse {
+            kind: "layer",
+            name: id.to_string(),
+            by: "another plyfs process that changes it".to_owned(),
+        };
+        let mut pending = Pending::lock(&path, true)?.ok_or_else(busy)?;
+        let left = pending.word()?;
+        if left.is_none() {
+            pending.say(work)?;
+            durable::sync_dir(dir)?;
+        }
+        Ok((pending, left))
+    }
+
+    /// Says what is done now.
+    pub(super) fn say(&mut self, work: Work) -> Result<()> {
+        let word = WORDS.iter().find(|(one, _)| *one == work).map_or("", |(_, word)| word);
+        let written = self.file.set_len(0).and_then(|()| {
+            self.file.rewind()?;
+            self.file.write_all(word.as_bytes())?;
+            self.file.sync_all()
+        });
+        written.on("write", &self.path)
+    }
+
+    fn word(&mut self) -> Result<Option<Work>> {
+        let mut word = String::new();
+        self.file.read_to_string(&mut word).on("read", &self.path)?;
+        Ok(WORDS.iter().find(|(_, one)| *one == word).map(|(work, _)| *work))
+    }
+
+    /// What a crash left: the layer's name, the work, and the lock on it. Nothing of what somebody still does.
+    pub(super) fn left(dir: &Path) -> Result<Vec<(LayerId, Work, Pending)>> {
+        let mut left = Vec::new();
+        for entry in std::fs::read_dir(dir).on("list", dir)? {
+            let path = entry.on("list", dir)?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let Ok(id) = LayerId::new(name) else { continue };
+            let Some(mut pending) = Pending::lock(&path, false)? else { continue };
+            match pending.word()? {
+                Some(work) => left.push((id, work, pending)),
+                // The crash came before anything was begun.
+                None => pending.done()?,
+            }
+        }
+        Ok(left)
+    }
+
+    /// `None` when somebody else has it, or it is gone and not to be made.
+    fn lock(path: &Path, make: bool) -> Result<Option<Pending>> {
+        loop {
+            let file =
+                File::options().read(true).write(true).create(make).truncate(false).open(path);
+            let file = match file {
+                Err(e) if e.kind() == ErrorKind::NotFound && !make => return Ok(None),
+                other => other.on("open", path)?,
+            };
+            if !sys::lock_file(&file, false).on("lock", path)? {
+                return Ok(None);
+            }
+            // Whoever had it may have been done, and removed the name, since it was opened.
+            if is_same(&file, path)? {
+                return Ok(Some(Pending { path: path.to_path_buf(), file }));
+            }
+        }
+    }
+
+    /// The work is done.
+    pub(super) fn done(self) -> Result<()> {
+        std::fs::remove_file(&self.path).on("remove", &self.path)
+    }
+}
+
+fn is_same(file: &File, path: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let ours = file.metadata().on("stat", path)?;
+    Ok(std::fs::metadata(path)
+        .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_is_changed_by_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = LayerId::new("a").unwrap();
+        let (first, left) = Pending::begin(dir.path(), &id, Work::Create).unwrap();
+        assert_eq!(left, None);
+        let error = Pending::begin(dir.path(), &id, Work::Remove).unwrap_err();
+        assert!(error.to_string().contains("in use"), "{error}");
+        assert_eq!(Pending::left(dir.path()).unwrap().len(), 0);
+        first.done().unwrap();
+        Pending::begin(dir.path(), &id, Work::Remove).unwrap().0.done().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_crash_left_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, work) in [("a", Work::Create), ("b", Work::Apply), ("c", Work::Remove)] {
+            drop(Pending::begin(dir.path(), &LayerId::new(name).unwrap(), work).unwrap());
+        }
+        std::fs::write(dir.path().join("d"), "").unwrap();
+        let again = Pending::begin(dir.path(), &LayerId::new("a").unwrap(), Work::Apply).unwrap();
+        assert_eq!(again.1, Some(Work::Create), "what is to be cleared away is told");
+        drop(again);
+        let mut left = Pending::left(dir.path()).unwrap();
+        left.sort_by(|a, b| a.0.cmp(&b.0));
+        let left: Vec<_> = left.iter().map(|(id, work, _)| (id.as_str(), *work)).collect();
+        assert_eq!(left, [("a", Work::Create), ("b", Work::Apply), ("c", Work::Remove)]);
+        assert!(!dir.path().join("d").exists());
+    }
+}

@@ -1,0 +1,137 @@
+//! What the store knows of a layer: `layers/<id>/layer.json`, replaced whole.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::durable;
+use crate::error::{Context, Error, Result};
+
+/// The version of the format. A record of another one is refused, never guessed at.
+const VERSION: u32 = 1;
+
+/// The name of the record in the layer's directory.
+pub(super) const FILE: &str = "layer.json";
+
+/// A layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    version: u32,
+    /// Its name.
+    pub id: String,
+    /// The layer it lies on.
+    pub parent: Option<String>,
+    /// It is filled from an archive, and never written through a mount.
+    pub read_only: bool,
+    /// Seconds since 1970 when it was made.
+    pub created: u64,
+    /// The SELinux label of its mounts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// Its own options, as given.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
+    /// The archive it was filled from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+}
+
+/// The archive that a layer was filled from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// `sha256:` and the digest of the archive, uncompressed (the OCI `DiffID`).
+    pub diff_id: String,
+    /// The same of the archive as it came.
+    pub digest: String,
+    /// Bytes of the data of its files.
+    pub size: u64,
+    /// Its entries.
+    pub entries: u64,
+}
+
+impl Record {
+    /// A layer that is made now.
+    pub(super) fn new(id: &str, parent: Option<&str>, read_only: bool) -> Record {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Record {
+            version: VERSION,
+            id: id.to_owned(),
+            parent: parent.map(str::to_owned),
+            read_only,
+            created: now.map_or(0, |since| since.as_secs()),
+            label: None,
+            options: BTreeMap::new(),
+            content: None,
+        }
+    }
+
+    /// Reads the record in a layer's directory; `None` where there is none.
+    pub(super) fn read(dir: &Path) -> Result<Option<Record>> {
+        let path = dir.join(FILE);
+        let bytes = match std::fs::read(&path) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(None);
+            }
+            other => other.on("read", &path)?,
+        };
+        let corrupt = |detail: String| Error::Corrupt { what: path.display().to_string(), detail };
+        let record: Record = serde_json::from_slice(&bytes).map_err(|e| corrupt(e.to_string()))?;
+        let named = dir.file_name().is_some_and(|name| name == record.id.as_str());
+        if record.version != VERSION {
+            return Err(corrupt(format!("format {}, this plyfs knows {VERSION}", record.version)));
+        }
+        if !named {
+            return Err(corrupt(format!("it is the record of '{}'", record.id)));
+        }
+        Ok(Some(record))
+    }
+
+    /// Puts the record into a layer's directory.
+    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+        let mut bytes = serde_json::to_vec_pretty(self)
+            .map_err(|e| Error::io("encode", dir.join(FILE), e.into()))?;
+        bytes.push(b'\n');
+        durable::replace(&dir.join(FILE), &bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("a");
+        std::fs::create_dir(&place).unwrap();
+        assert_eq!(Record::read(&place).unwrap(), None);
+        let mut record = Record::new("a", Some("p"), true);
+        record.options.insert("size".into(), "1G".into());
+        record.content = Some(Content {
+            diff_id: "sha256:00".into(),
+            digest: "sha256:11".into(),
+            size: 7,
+            entries: 2,
+        });
+        record.write(&place).unwrap();
+        assert_eq!(Record::read(&place).unwrap(), Some(record));
+    }
+
+    #[test]
+    fn a_record_that_is_not_the_layers_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("a");
+        std::fs::create_dir(&place).unwrap();
+        for (text, why) in [
+            ("{", "EOF"),
+            (r#"{"version":9,"id":"a","parent":null,"read_only":true,"created":0}"#, "format 9"),
+            (r#"{"version":1,"id":"b","parent":null,"read_only":true,"created":0}"#, "of 'b'"),
+        ] {
+            std::fs::write(place.join(FILE), text).unwrap();
+            let error = Record::read(&place).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+}
