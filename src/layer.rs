@@ -7,7 +7,9 @@
 pub mod apply;
 mod archive;
 pub mod changes;
+pub mod compression;
 pub mod diff;
 mod marks;
+pub mod split;
 mod stack;
 mod xattrs;

@@ -8,6 +8,7 @@ pub mod probe;
 mod process;
 mod signal;
 pub mod tree;
+pub mod unpack;
 
 pub use lock::lock_file;
 pub use mount::{

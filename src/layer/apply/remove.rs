@@ -1,0 +1,364 @@
+//! What goes: whiteouts and opaque marks, and what is in the way of an entry.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use plyfs_fuse::sys;
+use plyfs_fuse::whiteout::{Dialect, OPAQUE_FILE, PREFIX, Style};
+
+use super::dirs::{At, DIR};
+use super::reader::{Entry, Kind};
+use super::unpack::Unpack;
+use super::way::Wanted;
+use crate::error::{Error, Result};
+use crate::sys::unpack;
+
+/// AUFS's own names begin with this.
+const AUFS: &[u8] = b".wh..wh.";
+/// The directory of files that AUFS has several links to.
+pub(super) const LINKED: &[u8] = b".wh..wh.plnk";
+
+/// How many paths are remembered, as a bound for memory.
+const MANY: usize = 3_500_000;
+
+/// The paths that the archive brought, where a deletion has to tell them from what was there: as hashes of 64
+/// bits with a random key.
+#[derive(Default)]
+pub(super) struct Brought {
+    paths: HashSet<u64>,
+    hasher: RandomState,
+}
+
+/// Files kept for links to them, in a hidden directory of the root.
+pub(super) struct Kept {
+    name: String,
+    fd: OwnedFd,
+}
+
+/// An error that names the entry where the system's words are about a missing right.
+pub(super) fn name_entry(error: Error, entry: &Entry) -> Error {
+    match error {
+        Error::Io { op, path, source } if sys::errno(&source) == sys::EPERM => {
+            let hint = format!("{op} {}: {source}: devices need privilege", path.display());
+            entry.wrong(hint)
+        }
+        other => other,
+    }
+}
+
+impl Unpack<'_> {
+    /// Notes a path of the archive.
+    pub(super) fn bring(&mut self, path: &[u8]) -> Result<()> {
+        let Some(brought) = &mut self.brought else { return Ok(()) };
+        brought.paths.insert(brought.hasher.hash_one(path));
+        match brought.paths.len() <= MANY {
+            true => Ok(()),
+            false => Err(super::beyond("paths", u64::try_from(MANY).unwrap_or(0), "paths")),
+        }
+    }
+
+    /// Whether the archive brought a path.
+    pub(super) fn is_brought(&self, path: &[u8]) -> bool {
+        let hashed = |brought: &Brought| brought.paths.contains(&brought.hasher.hash_one(path));
+        self.brought.as_ref().is_none_or(hashed)
+    }
+
+    /// Does what an entry says about lower layers; false when it is an object of the layer.
+    pub(super) fn is_mark(&mut self, entry: &Entry, names: &[&[u8]]) -> Result<bool> {
+        let Some((name, above)) = names.split_last() else { return Ok(false) };
+        if above.iter().any(|name| name.starts_with(AUFS)) {
+            return Ok(true);
+        }
+        let Some(deleted) = name.strip_prefix(PREFIX) else { return Ok(false) };
+        if *name == OPAQUE_FILE.as_bytes() && entry.kind != Kind::Dir {
+            self.enter(above, Wanted::Content, entry)?;
+            self.hide_all()?;
+            return Ok(true);
+        }
+        if name.starts_with(AUFS) {
+            return Ok(true);
+        }
+        if entry.kind == Kind::Dir {
+            return Ok(false);
+        }
+        match deleted {
+            b"" | b"." | b".." => Err(entry.wrong("deletes no name")),
+            deleted => {
+                if self.enter(above, Wanted::Deletion, entry)? {
+                    self.delete(OsStr::from_bytes(deleted))?;
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// Hides what lower layers have under a name of the last directory.
+    fn delete(&mut self, name: &OsStr) -> Result<()> {
+        let bytes = name.as_bytes();
+        let found = sys::has(self.dirs.fd(), name).at("stat", &self.dirs, bytes)?;
+        self.dirs.top_mut().changed = true;
+        match (self.dialect, found) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => self.purge(bytes),
+            (Some(dialect), None) => self.write_whiteout(dialect, name),
+            // It hides those that are no directories.
+            (Some(dialect), Some(stat)) if stat.is_dir() => {
+                // The time is the entry's, whenever that came.
+                let times = ((stat.atime.sec, stat.atime.nsec), (stat.mtime.sec, stat.mtime.nsec));
+                let marked = dialect.set_opaque(self.dirs.fd(), name);
+                marked.at("mark as opaque", &self.dirs, bytes)?;
+                unpack::set_times_at(self.dirs.fd(), name, times.0, times.1).at(
+                    "set times of",
+                    &self.dirs,
+                    bytes,
+                )
+            }
+            (Some(_), Some(_)) => Ok(()),
+        }
+    }
+
+    fn write_whiteout(&mut self, dialect: Dialect, name: &OsStr) -> Result<()> {
+        let written = match dialect.style {
+            Style::Xattr => dialect
+                .allow_xattr_whiteouts(self.dirs.fd())
+                .and_then(|()| dialect.make(self.dirs.fd(), name)),
+            Style::Device | Style::Dot => dialect.write(self.dirs.fd(), name),
+        };
+        match written {
+            Err(error) if dialect.style == Style::Device && sys::errno(&error) == sys::EPERM => {
+                let dialect = Dialect { style: Style::Xattr, ..dialect };
+                self.dialect = Some(dialect);
+                self.write_whiteout(dialect, name)
+            }
+            other => other.at("write a whiteout of", &self.dirs, name.as_bytes()),
+        }
+    }
+
+    /// Hides what lower layers have in the last directory.
+    fn hide_all(&mut self) -> Result<()> {
+        self.dirs.top_mut().changed = true;
+        let Some(dialect) = self.dialect else {
+            let path = self.dirs.path();
+            return self.purge_below(&path);
+        };
+        // The kernel takes no opaque root.
+        if self.dirs.depth() == 0 && !self.below.is_empty() && !self.dirs.top().opaque {
+            for name in self.names_below()? {
+                self.delete(&name)?;
+            }
+        }
+        let marked = dialect.set_opaque(self.dirs.fd(), OsStr::new(""));
+        marked.at("mark as opaque", &self.dirs, b"")?;
+        let top = self.dirs.top_mut();
+        (top.opaque, top.below) = (true, Some(Vec::new()));
+        Ok(())
+    }
+
+    /// Deletes a name of the last directory with what is below, but for what the archive brought.
+    fn purge(&mut self, name: &[u8]) -> Result<()> {
+        let path = self.dirs.path_of(name);
+        let at = OsStr::from_bytes(name);
+        let stat = sys::stat(self.dirs.fd(), at).at("stat", &self.dirs, name)?;
+        if stat.is_dir() {
+            self.purge_below(&path)?;
+        }
+        if !self.is_brought(&path) {
+            remove_one(self.dirs.fd(), at, stat.is_dir()).at("remove", &self.dirs, name)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes what is below a directory, but for what the archive brought.
+    fn purge_below(&mut self, path: &[u8]) -> Result<()> {
+        let (mut found, mut at) = (vec![path.to_vec()], 0);
+        while let Some(dir) = found.get(at).cloned() {
+            at += 1;
+            for entry in self.list_in(&dir)? {
+                if entry.1 {
+                    found.push(join(&dir, &entry.0));
+                }
+            }
+        }
+        for dir in found.into_iter().rev() {
+            let fd = self.open_in(&dir)?;
+            let stat = sys::fstat(&fd).at("stat", &self.dirs, b"")?;
+            for (name, is_dir) in self.list_in(&dir)? {
+                if !self.is_brought(&join(&dir, &name)) {
+                    remove_one(&fd, OsStr::from_bytes(&name), is_dir)
+                        .at("remove", &self.dirs, &name)?;
+                }
+            }
+            let moment = |time: plyfs_fuse::attr::Time| (time.sec, time.nsec);
+            unpack::set_times(&fd, moment(stat.atime), moment(stat.mtime)).at(
+                "set times of",
+                &self.dirs,
+                b"",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn open_in(&self, path: &[u8]) -> Result<OwnedFd> {
+        let path = Path::new(OsStr::from_bytes(path));
+        sys::open_beneath(self.dirs.root(), path, DIR).at("open", &self.dirs, b"")
+    }
+
+    /// Names in a directory below the root, and whether they are directories.
+    fn list_in(&self, path: &[u8]) -> Result<Vec<(Vec<u8>, bool)>> {
+        let fd = self.open_in(path)?;
+        let names = sys::list(&fd).at("list", &self.dirs, b"")?;
+        let mut list = Vec::new();
+        for entry in names {
+            let is_dir = match entry.kind {
+                0 => sys::stat(&fd, &entry.name).at("stat", &self.dirs, b"")?.is_dir(),
+                kind => kind == sys::S_IFDIR,
+            };
+            list.push((entry.name.as_bytes().to_vec(), is_dir));
+        }
+        Ok(list)
+    }
+
+    /// Removes what is under a name of the last directory, so that an entry can take its place.
+    pub(super) fn make_way(&mut self, name: &OsStr) -> Result<()> {
+        let bytes = name.as_bytes();
+        let stat = sys::stat(self.dirs.fd(), name).at("stat", &self.dirs, bytes)?;
+        let path = self.dirs.path_of(bytes);
+        self.dirs.top_mut().changed = true;
+        if stat.is_dir() {
+            self.save_all(&path)?;
+            return sys::remove_tree(self.dirs.fd(), name).at("remove", &self.dirs, bytes);
+        }
+        if stat.kind() == sys::S_IFREG {
+            self.save(
+                self.dirs.fd().try_clone_to_owned().at("open", &self.dirs, b"")?,
+                name,
+                &path,
+            )?;
+        }
+        sys::unlink(self.dirs.fd(), name).at("remove", &self.dirs, bytes)
+    }
+
+    /// Keeps the data of all files below a directory for the record.
+    fn save_all(&mut self, path: &[u8]) -> Result<()> {
+        if self.record.is_none() {
+            return Ok(());
+        }
+        let mut found = vec![path.to_vec()];
+        while let Some(dir) = found.pop() {
+            let fd = self.open_in(&dir)?;
+            for (name, is_dir) in self.list_in(&dir)? {
+                let path = join(&dir, &name);
+                let at = OsStr::from_bytes(&name);
+                if is_dir {
+                    found.push(path);
+                } else if sys::stat(&fd, at).at("stat", &self.dirs, b"")?.kind() == sys::S_IFREG {
+                    let fd = fd.try_clone().at("open", &self.dirs, b"")?;
+                    self.save(fd, at, &path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the data of a file for the record.
+    fn save(&mut self, dir: OwnedFd, name: &OsStr, path: &[u8]) -> Result<()> {
+        if self.record.is_none() || !self.is_brought(path) {
+            return Ok(());
+        }
+        let file = match sys::open(&dir, name, sys::O_RDONLY) {
+            Err(error) if sys::errno(&error) == sys::EACCES => unpack::chmod_at(&dir, name, 0o600)
+                .and_then(|()| sys::open(&dir, name, sys::O_RDONLY)),
+            other => other,
+        };
+        let file = File::from(file.at("open", &self.dirs, name.as_bytes())?);
+        match &mut self.record {
+            Some(record) => record.replaced(path, &file).at("copy", &self.dirs, name.as_bytes()),
+            None => Ok(()),
+        }
+    }
+
+    /// A device 0:0 that is the image's own whiteout, of an overlay inside: escaped, as the kernel has it.
+    pub(super) fn nested_whiteout(&mut self, entry: &Entry, name: &OsStr) -> Result<()> {
+        let Some(dialect) = self.dialect else { return Ok(()) };
+        let file = self.create(name, 0o600)?;
+        self.dress(&file, name, entry, 0o600)?;
+        let (empty, top) = (OsStr::new(""), dialect.space.key("overlay.opaque"));
+        let key = dialect.space.key("overlay.whiteout");
+        let marked =
+            sys::set_xattr(&file, empty, &key, b"y", 0).and_then(|()| {
+                match sys::get_xattr(self.dirs.fd(), empty, &top)? {
+                    Some(_) => Ok(()),
+                    None => sys::set_xattr(self.dirs.fd(), empty, &top, b"x", 0),
+                }
+            });
+        marked.at("mark as a whiteout", &self.dirs, name.as_bytes())
+    }
+
+    /// Makes a file that only links lead to.
+    pub(super) fn keep_aside(&mut self, name: &[u8]) -> Result<File> {
+        if self.kept.is_none() {
+            let hidden = format!(".wh..wh.plyfs.{:016x}", sys::random_u64());
+            let at = OsStr::new(&hidden);
+            let fd = sys::mkdir(self.dirs.root(), at, 0o700)
+                .and_then(|()| sys::open(self.dirs.root(), at, DIR))
+                .at("make directory", &self.dirs, b"")?;
+            self.dirs.all()[0].changed = true;
+            self.kept = Some(Kept { name: hidden, fd });
+        }
+        let Some(kept) = &self.kept else { return Err(Error::invalid("the archive", "is lost")) };
+        let at = OsStr::from_bytes(name);
+        let made = match unpack::create(&kept.fd, at, 0o600) {
+            Err(error) if sys::errno(&error) == sys::EEXIST => {
+                sys::unlink(&kept.fd, at).and_then(|()| unpack::create(&kept.fd, at, 0o600))
+            }
+            other => other,
+        };
+        made.at("create", &self.dirs, name)
+    }
+
+    /// Gives such a file what its entry has.
+    pub(super) fn dress_kept(&mut self, file: &File, entry: &Entry) -> Result<()> {
+        let stat = sys::fstat(file).at("stat", &self.dirs, b"")?;
+        let born = super::attributes::Born {
+            owner: (stat.uid, stat.gid),
+            mode: None,
+            acl: false,
+            old: false,
+        };
+        let set = self.setter.set(file, OsStr::new(""), entry, born).and_then(|()| {
+            unpack::set_times(file, entry.atime.unwrap_or(entry.mtime), entry.mtime)
+        });
+        set.at("set attributes of", &self.dirs, b"")
+    }
+
+    /// The directory of such files.
+    pub(super) fn kept_dir(&self) -> Option<OwnedFd> {
+        self.kept.as_ref().and_then(|kept| kept.fd.as_fd().try_clone_to_owned().ok())
+    }
+
+    /// Removes it; the links stay.
+    pub(super) fn drop_kept(&mut self) -> Result<()> {
+        let Some(kept) = self.kept.take() else { return Ok(()) };
+        sys::remove_tree(self.dirs.root(), OsStr::new(&kept.name)).at("remove", &self.dirs, b"")
+    }
+}
+
+fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
+}
+
+/// Removes a name; a directory stays if it is not empty.
+fn remove_one(dir: impl AsFd, name: &OsStr, is_dir: bool) -> std::io::Result<()> {
+    if !is_dir {
+        return sys::unlink(dir, name);
+    }
+    match sys::rmdir(dir, name) {
+        Err(error) if matches!(sys::errno(&error), sys::ENOTEMPTY | sys::EEXIST) => Ok(()),
+        other => other,
+    }
+}
