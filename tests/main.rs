@@ -16,7 +16,12 @@
 mod common;
 mod doctor;
 mod faults;
+mod layer_apply;
+mod layer_apply_hostile;
+mod layer_apply_kit;
+mod layer_apply_marks;
 mod layer_changes;
+mod layer_split;
 mod overlay_bulk;
 mod overlay_memory;
 mod overlay_model;

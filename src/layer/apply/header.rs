@@ -72,7 +72,8 @@ impl Header {
 
 /// The sum of all bytes, its own field counted as spaces. Old writers added signed bytes.
 fn check_sum(block: &[u8; BLOCK]) -> Result<(), Wrong> {
-    let said = number(&block[148..156], "checksum")?;
+    let wrong = || "is no tar header: its checksum is wrong".to_owned();
+    let said = number(&block[148..156], "checksum").map_err(|_| wrong())?;
     let (mut plain, mut signed) = (0_u64, 0_i64);
     for (at, byte) in block.iter().enumerate() {
         let byte = if (148..156).contains(&at) { b' ' } else { *byte };
@@ -81,7 +82,7 @@ fn check_sum(block: &[u8; BLOCK]) -> Result<(), Wrong> {
     }
     match said == plain || i64::try_from(said) == Ok(signed) {
         true => Ok(()),
-        false => Err("is no tar header: its checksum is wrong".into()),
+        false => Err(wrong()),
     }
 }
 
