@@ -4,10 +4,10 @@
 //! runs in a process of its own, in namespaces of its own, on files of its own, and with a limit on
 //! its time, so no trial can hang or change the host. Missing abilities are facts and not errors.
 
-mod filesystem;
+pub(crate) mod filesystem;
 mod fuse;
-mod namespace;
-mod overlay;
+pub(crate) mod namespace;
+pub(crate) mod overlay;
 mod report;
 mod scratch;
 mod trial;

@@ -8,14 +8,27 @@
 //! What a layer holds is read from its parts, never through a mount; [`Diffing`] says how: from the upper directory
 //! alone where that tells all, by comparing both trees elsewhere.
 
+mod fill;
+mod fuse_overlay;
+mod hardlink;
+mod layered;
+mod layout;
+mod options;
+mod overlay2;
+pub mod registry;
+mod shelf;
+mod vfs;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
 use crate::mount::plan::Mount;
+use crate::mount::table;
+use crate::sys;
 
 /// The longest name of a layer: it becomes the name of a directory beside which others get longer ones.
 const ID_LIMIT: usize = 128;
@@ -201,6 +214,33 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// deletes what removals and failed creations left. Says what it did, a line each.
     fn sweep(&self) -> Result<Vec<String>>;
 
+    /// Makes the driver's record of a layer's parent right again, given what the caller knows it to be; whether it was wrong
+    /// or missing.
+    fn repair(&self, id: &LayerId, parent: Option<&LayerId>) -> Result<bool> {
+        log::trace!("layer '{id}' on {parent:?}: this driver keeps no record to repair");
+        Ok(false)
+    }
+
     /// Lets go of what the driver holds outside its home; never deletes data.
     fn cleanup(&self) -> Result<()>;
+}
+
+/// A layer with something mounted on it stays: deleting would reach what is mounted.
+fn refuse_mounted(dir: &Path, id: &LayerId) -> Result<()> {
+    let real = dir.canonicalize().on("resolve", dir)?;
+    match table::read()?.iter().find(|mount| mount.target.starts_with(&real)) {
+        None => Ok(()),
+        Some(mount) => Err(Error::InUse {
+            kind: "layer",
+            name: id.to_string(),
+            by: format!("the mount at {}", mount.target.display()),
+        }),
+    }
+}
+
+/// Whether files can be given to more than one owner. Where they cannot, owners are kept in attributes.
+fn can_set_owners() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let counts = map.lines().filter_map(|line| line.split_whitespace().last()?.parse::<u64>().ok());
+    sys::is_root() && counts.sum::<u64>() > 1
 }

@@ -2,11 +2,15 @@
 //! namespaces. The only room of this package with unsafe code, and the only one that names `libc`
 //! or `rustix`. EINTR is handled here; owned descriptors come out.
 
+pub mod context;
+pub mod copy;
 mod lock;
 mod mount;
 pub mod probe;
 mod process;
+pub mod publish;
 mod signal;
+pub mod trash;
 pub mod tree;
 pub mod unpack;
 
@@ -23,8 +27,8 @@ pub use process::{
 pub use signal::{block_signals, next_signal, unblock_signals};
 
 pub use libc::{
-    CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, EACCES, EBUSY, ECHILD, EINVAL, EPERM,
-    SIGCHLD, SIGKILL, SIGTERM,
+    CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, EACCES, EBUSY, ECHILD, EINVAL, ENOSYS,
+    EPERM, SIGCHLD, SIGKILL, SIGTERM,
 };
 
 use std::io;

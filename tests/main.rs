@@ -15,6 +15,8 @@
 
 mod common;
 mod doctor;
+mod driver_contract;
+mod driver_kit;
 mod faults;
 mod layer_apply;
 mod layer_apply_hostile;

@@ -21,7 +21,7 @@ const KEYS: [&str; 8] = [
 ];
 
 /// Types by their number in statfs(2), linux/magic.h.
-const TYPES: [(u64, &str); 18] = [
+const TYPES: [(u64, &str); 19] = [
     (0xef53, "ext4"),
     (0x5846_5342, "xfs"),
     (0x9123_683e, "btrfs"),
@@ -40,10 +40,11 @@ const TYPES: [(u64, &str); 18] = [
     (0x7371_7368, "squashfs"),
     (0xf15f, "ecryptfs"),
     (0x4d44, "vfat"),
+    (0x6175_6673, "aufs"),
 ];
 
 /// The type of the filesystem a directory is on.
-pub(super) fn name(path: &Path) -> String {
+pub(crate) fn name(path: &Path) -> String {
     match probe::filesystem_magic(path) {
         Ok(magic) => match TYPES.iter().find(|(known, _)| *known == magic) {
             Some((_, name)) => (*name).to_owned(),

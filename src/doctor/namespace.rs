@@ -36,7 +36,7 @@ pub(super) fn enter_user() -> io::Result<()> {
 }
 
 /// Finds a program on PATH and where administrators' programs are.
-pub(super) fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(more).map(|dir| dir.join(name)).find(|path| path.is_file())

@@ -68,7 +68,8 @@ fn try_mode(
                 .for_each(|key| answers.say(key, false, "needs a working mount"));
             return;
         }
-        let result = in_tree(&dir, "plain", mode, "").and_then(|()| work(mode));
+        let result = in_tree(&dir, "plain", mode, "")
+            .and_then(|()| work(mode.space, Path::new("merged"), Path::new("upper")));
         match &result {
             Ok(()) => answers.say(plain, true, "copy-up, deletion, rename and re-creation work"),
             Err(error) => {
@@ -94,12 +95,7 @@ fn try_mode(
 /// names, so the state directory's path needs no escapes.
 fn in_tree(dir: &Path, name: &str, mode: &Mode, options: &str) -> io::Result<()> {
     let dir = dir.join(name);
-    for part in ["lower/gone/inner", "lower/dir", "upper", "work", "merged"] {
-        fs::create_dir_all(dir.join(part))?;
-    }
-    for file in ["lower/file", "lower/old", "lower/gone/inner/file", "lower/dir/file"] {
-        fs::write(dir.join(file), "lower")?;
-    }
+    make_layers(&dir)?;
     std::env::set_current_dir(&dir)?;
     let options_only = !options.is_empty();
     let options = format!("lowerdir=lower,upperdir=upper,workdir=work{}{options}", mode.options);
@@ -117,26 +113,36 @@ fn in_tree(dir: &Path, name: &str, mode: &Mode, options: &str) -> io::Result<()>
     })
 }
 
-/// What a container does to its layers.
-fn work(mode: &Mode) -> io::Result<()> {
+/// Makes the directories of a small mount: `lower`, with content, `upper`, `work` and `merged`.
+pub(crate) fn make_layers(dir: &Path) -> io::Result<()> {
+    for part in ["lower/gone/inner", "lower/dir", "upper", "work", "merged"] {
+        fs::create_dir_all(dir.join(part))?;
+    }
+    for file in ["lower/file", "lower/old", "lower/gone/inner/file", "lower/dir/file"] {
+        fs::write(dir.join(file), "lower")?;
+    }
+    Ok(())
+}
+
+/// What a container does to its layers, in a mount of [`make_layers`] whose marks are in the xattrs of `space`.
+pub(crate) fn work(space: &str, merged: &Path, upper: &Path) -> io::Result<()> {
     step("copy-up", || {
-        fs::File::options().append(true).open("merged/file")?.write_all(b"+")?;
-        expect(fs::read("upper/file")? == b"lower+", "the upper file is not whole")
+        fs::File::options().append(true).open(merged.join("file"))?.write_all(b"+")?;
+        expect(fs::read(upper.join("file"))? == b"lower+", "the upper file is not whole")
     })?;
     step("deletion of a lower directory", || {
-        fs::remove_dir_all("merged/gone")?;
-        expect(probe::is_whiteout(Path::new("upper/gone"))?, "no whiteout was left")
+        fs::remove_dir_all(merged.join("gone"))?;
+        expect(probe::is_whiteout(&upper.join("gone"))?, "no whiteout was left")
     })?;
     step("rename of a lower file", || {
-        fs::rename("merged/old", "merged/new")?;
-        expect(probe::is_whiteout(Path::new("upper/old"))?, "no whiteout was left")
+        fs::rename(merged.join("old"), merged.join("new"))?;
+        expect(probe::is_whiteout(&upper.join("old"))?, "no whiteout was left")
     })?;
     step("re-creation of a lower directory", || {
-        fs::create_dir("merged/gone")?;
-        let mark =
-            probe::xattr(Path::new("upper/gone"), &format!("{}.overlay.opaque", mode.space))?;
+        fs::create_dir(merged.join("gone"))?;
+        let mark = probe::xattr(&upper.join("gone"), &format!("{space}.overlay.opaque"))?;
         expect(mark.as_deref() == Some(b"y"), "it is not marked opaque")?;
-        expect(fs::read_dir("merged/gone")?.next().is_none(), "the old content is back")
+        expect(fs::read_dir(merged.join("gone"))?.next().is_none(), "the old content is back")
     })
 }
 

@@ -1,6 +1,23 @@
 //! A mount as data, and performing it.
 
-use std::path::PathBuf;
+mod overlay;
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use plyfs_fuse::Options;
+
+use super::serve::{self, Lifetime};
+use super::{find, table, wait_until_gone};
+use crate::error::{Context, Error, Result};
+use crate::sys;
+pub use overlay::{Attempt, trial};
+
+/// The longest single word of a command line (`MAX_ARG_STRLEN`, linux/binfmts.h), its zero byte counted.
+const WORD_LIMIT: usize = 128 * 1024;
 
 /// What is mounted, how and where. Whoever performs it makes the target and, when it is taken away, removes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,4 +41,187 @@ pub enum Kind {
     Overlay,
     /// Our own, over FUSE.
     Fuse,
+    /// Nobody: one directory is seen at the target too, read-only.
+    Bind,
+}
+
+/// Which process serves a mount of our own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Server {
+    /// A copy of this one, which has to have a single thread.
+    #[default]
+    Fork,
+    /// A new one, of the plyfs program at this path.
+    Program(PathBuf),
+}
+
+/// A mount that was made, which goes with this value unless it is kept.
+#[derive(Debug)]
+pub struct Mounted {
+    target: PathBuf,
+    kept: bool,
+}
+
+impl Mounted {
+    /// Where it is.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Leaves it to stay when this process ends.
+    pub fn keep(mut self) -> PathBuf {
+        self.kept = true;
+        std::mem::take(&mut self.target)
+    }
+
+    /// Takes it away and removes its directory.
+    pub fn unmount(mut self) -> Result<()> {
+        self.kept = true;
+        take_away(&self.target, false)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if !self.kept {
+            if let Err(error) = take_away(&self.target, true) {
+                log::warn!("{error}");
+            }
+        }
+    }
+}
+
+/// Makes the mount's target and mounts there. It answers when this returns; after an error nothing is left.
+pub fn perform(mount: &Mount, server: &Server) -> Result<Mounted> {
+    if mount.lowers.is_empty() {
+        return Err(Error::invalid("mount", "has no lower directory"));
+    }
+    if table::topmost(&table::read()?, &mount.target).is_some() {
+        let name = mount.target.display().to_string();
+        return Err(Error::InUse { kind: "mountpoint", name, by: "another mount".to_owned() });
+    }
+    let made = make_target(&mount.target)?;
+    let result = match mount.kind {
+        Kind::Overlay => overlay::perform(mount),
+        Kind::Fuse => serve_fuse(mount, server),
+        Kind::Bind => bind(mount),
+    };
+    if let Err(error) = result {
+        if made {
+            remove_target(&mount.target);
+        }
+        return Err(error);
+    }
+    Ok(Mounted { target: mount.target.clone(), kept: false })
+}
+
+/// Takes away the mount at `target`, whoever serves it, at once or (`lazily`) when its last user has gone, and removes the
+/// directory it was at; that drops copies of it in other mount namespaces too. No mount there is no error.
+pub fn take_away(target: &Path, lazily: bool) -> Result<()> {
+    let found = match find(target) {
+        Err(Error::NotFound { .. }) => {
+            remove_target(target);
+            return Ok(());
+        }
+        other => other?,
+    };
+    if found.is_ours() {
+        super::unmount(target, lazily)?;
+    } else {
+        match sys::unmount(&found.target, lazily) {
+            Ok(()) => wait_until_gone(&found)?,
+            Err(error) if sys::is(&error, sys::EBUSY) => return Err(super::busy(target)),
+            Err(error) => return Err(Error::io("unmount", target, error)),
+        }
+    }
+    remove_target(target);
+    Ok(())
+}
+
+/// Whether this call made it.
+fn make_target(target: &Path) -> Result<bool> {
+    match std::fs::DirBuilder::new().mode(0o700).create(target) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(Error::io("create", target, error)),
+    }
+}
+
+fn remove_target(target: &Path) {
+    match std::fs::remove_dir(target) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            log::debug!("remove {}: {error}", target.display());
+        }
+        _ => {}
+    }
+}
+
+fn bind(mount: &Mount) -> Result<()> {
+    let [source] = mount.lowers.as_slice() else {
+        return Err(Error::invalid("bind mount", "shows one directory"));
+    };
+    sys::bind(source, &mount.target).on("mount", &mount.target)?;
+    sys::make_read_only(&mount.target, false).map_err(|error| {
+        if let Err(error) = sys::unmount(&mount.target, true) {
+            log::warn!("unmount {}: {error}", mount.target.display());
+        }
+        Error::io("mount read-only", &mount.target, error)
+    })
+}
+
+fn serve_fuse(mount: &Mount, server: &Server) -> Result<()> {
+    let options = fuse_options(mount)?;
+    match server {
+        // The server outlives us: nobody waits for it.
+        Server::Fork => serve::start(options, &mount.target, Lifetime::Detached).map(drop),
+        Server::Program(program) => run(program, options, &mount.target),
+    }
+}
+
+fn fuse_options(mount: &Mount) -> Result<Options> {
+    let wrong = |error: plyfs_fuse::options::OptionError| {
+        Error::invalid(format!("option '{}'", error.option), error.why)
+    };
+    let mut options = Options::parse(OsString::from(mount.options.join(","))).map_err(wrong)?;
+    if let Some(warning) = options.warnings.first() {
+        return Err(Error::invalid("mount options", warning.clone()));
+    }
+    options.lowers.clone_from(&mount.lowers);
+    (options.upper, options.work) = mount.upper.clone().unzip();
+    options.mount.fsname.get_or_insert_with(|| "plyfs".to_owned());
+    options.mount.subtype.get_or_insert_with(|| "plyfs".to_owned());
+    options.validate().map_err(wrong)?;
+    Ok(options)
+}
+
+/// Lets a new process mount and serve; it ends when the mount answers, and its server stays.
+fn run(program: &Path, mut options: Options, target: &Path) -> Result<()> {
+    // Names relative to the directory that holds all layers keep the list short.
+    let base = target.ancestors().nth(2).unwrap_or(Path::new("/"));
+    let layers = options.lowers.iter_mut().chain(&mut options.upper).chain(&mut options.work);
+    for path in layers {
+        if let Ok(short) = path.strip_prefix(base) {
+            *path = short.to_path_buf();
+        }
+    }
+    let list = options.to_string();
+    if list.len() >= WORD_LIMIT {
+        let layers = options.lowers.len();
+        let why = "their names do not fit on a command line; mount from a process with one thread";
+        return Err(Error::unsupported(format!("mount of {layers} layers"), why));
+    }
+    let output = Command::new(program)
+        .args(["mount", "-o", &list, "--"])
+        .arg(target)
+        .current_dir(base)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .output()
+        .on("run", program)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let text = text.strip_prefix("plyfs: ").unwrap_or(&text).to_owned();
+    Err(Error::io("mount", target, std::io::Error::other(text)))
 }

@@ -1,4 +1,5 @@
-//! The kernel's table of mounts of this namespace, as it prints it in `/proc/self/mountinfo`.
+//! The kernel's table of mounts of this namespace, as it prints it in `/proc/self/mountinfo`; a
+//! thread can have a namespace of its own.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
 
-const TABLE: &str = "/proc/self/mountinfo";
+const TABLE: &str = "/proc/thread-self/mountinfo";
 
 /// The types under which our mounts show: our own name, and the one we answer to as a drop-in.
 const OUR_TYPES: [&str; 2] = ["fuse.plyfs", "fuse.fuse-overlayfs"];

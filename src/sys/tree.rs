@@ -56,6 +56,8 @@ pub struct Stat {
     pub rdev: (u32, u32),
     /// Bytes.
     pub size: u64,
+    /// Blocks of 512 bytes that it takes.
+    pub blocks: u64,
     /// Last change of the content: seconds since 1970, may be negative.
     pub mtime: i64,
     /// Nanoseconds of `mtime`.
@@ -146,6 +148,7 @@ pub fn stat(dir: impl AsFd, name: &OsStr) -> io::Result<Stat> {
         gid: raw.st_gid,
         rdev: (rustix::fs::major(raw.st_rdev), rustix::fs::minor(raw.st_rdev)),
         size: u64::try_from(raw.st_size).unwrap_or(0),
+        blocks: u64::try_from(raw.st_blocks).unwrap_or(0),
         mtime: raw.st_mtime,
         mtime_nsec: u32::try_from(raw.st_mtime_nsec).unwrap_or(0),
     })

@@ -1,0 +1,385 @@
+//! The legacy driver `overlay`: images are whole trees whose files are shared by hard links, containers are one overlay over
+//! an image.
+//!
+//! | path below the home | what |
+//! |---|---|
+//! | `ID/root` | an image: its whole tree |
+//! | `ID/{upper,work,merged,lower-id}` | a container: what it changes in the image that `lower-id` names |
+//! | `ID/parent` | the layer's parent |
+//! | `ID/shared` | other images share files with it, or may soon |
+//!
+//! A file with many names is never written: an archive replaces files, and an image that shares any is seen read-only. A
+//! layer with both `root` and `upper` is an image whose archive was applied just before a crash.
+
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::fill::{self, Deletions, Files, Target};
+use super::layered::{module_says, refuse_full};
+use super::options::{self, Config, refuse_backing};
+use super::shelf::Shelf;
+use super::{
+    Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View, layout,
+    overlay2,
+};
+use crate::doctor::filesystem;
+use crate::error::{Context, Error, Result};
+use crate::layer::apply::{Applied, Limits};
+use crate::mount::plan::{Kind, Mount};
+use crate::sys::{copy, publish, trash, tree};
+
+pub(super) const NAME: &str = "overlay";
+/// Its directory; the overlay format of other programs has the same name.
+pub(super) const HOME: &str = "overlay";
+
+const REFUSED: [&str; 9] =
+    ["aufs", "btrfs", "zfs", "overlay", "ecryptfs", "nfs", "cifs", "smb", "vfat"];
+
+/// What makes a layer a container.
+const CONTAINER: [&str; 4] = ["lower-id", "work", "merged", "upper"];
+
+#[derive(Debug)]
+struct Hardlink {
+    layers: Shelf,
+    mount: Vec<String>,
+    records: bool,
+    backing: String,
+}
+
+/// Opens the driver, after the kernel's overlay has been seen to work.
+pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
+    let settings = config.settings(NAME, &["mountopt"], &[])?;
+    std::fs::create_dir_all(&config.root).on("create", &config.root)?;
+    let home = config.root.join(HOME);
+    if home.join("l").symlink_metadata().is_ok() {
+        let why = "is a store of containers/storage or iSulad, not of the legacy driver";
+        return Err(Error::invalid(home.display().to_string(), why));
+    }
+    refuse_backing(NAME, &config.root, &REFUSED)?;
+    let mut mount = Vec::new();
+    let user = !tree::has_initial_privilege();
+    if user {
+        mount.push("userxattr".to_owned());
+    }
+    overlay2::attempt(config, user, &mount)?;
+    if module_says("index").is_some() {
+        mount.push("index=off".to_owned());
+    }
+    mount.extend(settings.mount);
+    let layers = Shelf::open(home)?;
+    let backing = filesystem::name(layers.dir());
+    Ok(Box::new(Hardlink { layers, mount, records: !super::can_set_owners(), backing }))
+}
+
+/// What a layer is.
+enum Shape {
+    Image(PathBuf),
+    Container {
+        dir: PathBuf,
+        /// The image's tree.
+        root: PathBuf,
+    },
+}
+
+impl Hardlink {
+    fn shape(&self, id: &LayerId) -> Result<Shape> {
+        if !self.exists(id)? {
+            return Err(Error::NotFound { kind: "layer", name: id.to_string() });
+        }
+        let dir = self.layers.at(id);
+        let root = dir.join("root");
+        if root.is_dir() {
+            return Ok(Shape::Image(root));
+        }
+        let image = read_id(&dir.join("lower-id"))?;
+        let image = image.map(|image| self.layers.at(&image).join("root"));
+        match image.filter(|root| root.is_dir()) {
+            Some(root) => Ok(Shape::Container { dir, root }),
+            None => Err(Error::Corrupt {
+                what: format!("layer '{id}'"),
+                detail: "its lower-id names no image".to_owned(),
+            }),
+        }
+    }
+
+    /// Makes the layer's directory at `new`.
+    fn build(&self, new: &Path, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
+        layout::make_dir(new, 0o700)?;
+        match parent.map(|parent| Ok::<_, Error>((parent, self.shape(parent)?))).transpose()? {
+            None => layout::make_dir(&new.join("root"), 0o755)?,
+            Some((parent, Shape::Image(root))) => {
+                let upper = new.join("upper");
+                layout::make_dir(&upper, 0o755)?;
+                layout::inherit(&root, &upper)?;
+                write(&new.join("lower-id"), parent.as_str())?;
+                self.share(parent)?;
+            }
+            Some((_, Shape::Container { dir, .. })) => {
+                copy_tree(&dir.join("upper"), &new.join("upper"), false)?;
+                let image = read_id(&dir.join("lower-id"))?;
+                write(&new.join("lower-id"), image.as_ref().map_or("", LayerId::as_str))?;
+            }
+        }
+        if let Some(parent) = parent {
+            layout::make_dir(&new.join("work"), 0o700)?;
+            write(&new.join("parent"), parent.as_str())?;
+        }
+        if let Some(label) = &spec.label {
+            write(&new.join("label"), label)?;
+        }
+        if spec.read_only {
+            write(&new.join("shared"), "")?;
+        }
+        publish::sync_filesystem(new).on("sync", new)
+    }
+
+    /// Notes that others are built on an image.
+    fn share(&self, id: &LayerId) -> Result<()> {
+        match write(&self.layers.at(id).join("shared"), "") {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    }
+
+    fn target(&self, root: &Path, lowers: Vec<PathBuf>, deletions: Deletions) -> Target {
+        Target { root: root.to_path_buf(), lowers, deletions, records: self.records }
+    }
+
+    /// Deletes what made a layer a container, now that it is an image.
+    fn drop_container(&self, dir: &Path) -> Result<bool> {
+        let mut any = false;
+        for name in CONTAINER {
+            if dir.join(name).symlink_metadata().is_ok() {
+                any = true;
+                trash::delete(dir, name.as_ref(), None).on("delete", dir.join(name))?;
+            }
+        }
+        Ok(any)
+    }
+
+    fn label(&self, id: &LayerId, options: &MountOptions) -> Result<Option<String>> {
+        let path = self.layers.at(id).join("label");
+        match (&options.label, std::fs::read_to_string(&path)) {
+            (Some(label), _) => Ok(Some(label.clone())),
+            (None, Err(error)) if error.kind() == ErrorKind::NotFound => Ok(None),
+            (None, read) => Ok(Some(read.on("read", &path)?)),
+        }
+    }
+}
+
+impl Driver for Hardlink {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn home(&self) -> &Path {
+        self.layers.dir()
+    }
+
+    fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
+        options::check(NAME, spec)?;
+        self.layers.publish(id, |new| self.build(new, parent, spec))
+    }
+
+    fn remove(&self, id: &LayerId) -> Result<()> {
+        self.layers.remove(id)
+    }
+
+    fn exists(&self, id: &LayerId) -> Result<bool> {
+        let dir = self.layers.at(id);
+        Ok(dir.join("root").is_dir() || dir.join("upper").is_dir())
+    }
+
+    fn list(&self) -> Result<Vec<LayerId>> {
+        self.layers.list(|id| self.exists(id))
+    }
+
+    fn parent(&self, id: &LayerId) -> Result<Option<LayerId>> {
+        self.shape(id)?;
+        let dir = self.layers.at(id);
+        match read_id(&dir.join("parent"))? {
+            // Written by a driver that keeps no such record.
+            None => read_id(&dir.join("lower-id")),
+            found => Ok(found),
+        }
+    }
+
+    fn parts(&self, id: &LayerId) -> Result<Parts> {
+        Ok(match self.shape(id)? {
+            Shape::Image(root) => Parts { own: root, below: Vec::new() },
+            Shape::Container { dir, root } => Parts { own: dir.join("upper"), below: vec![root] },
+        })
+    }
+
+    fn view(&self, id: &LayerId, wanted: &MountOptions) -> Result<View> {
+        let dir = self.layers.at(id);
+        let target = dir.join("merged");
+        let (dir, root) = match self.shape(id)? {
+            Shape::Image(root) if wanted.read_only || dir.join("shared").exists() => {
+                let (kind, options) = (Kind::Bind, Vec::new());
+                return Ok(View::Mount(Mount {
+                    kind,
+                    lowers: vec![root],
+                    upper: None,
+                    options,
+                    target,
+                }));
+            }
+            Shape::Image(root) => return Ok(View::Path(root)),
+            Shape::Container { dir, root } => (dir, root),
+        };
+        let mut options = self.mount.clone();
+        if wanted.volatile && !wanted.read_only {
+            options.push("volatile".to_owned());
+        }
+        options.extend(wanted.extra.iter().cloned());
+        options.extend(self.label(id, wanted)?.map(|label| format!("context=\"{label}\"")));
+        let own = dir.join("upper");
+        let (lowers, upper) = match wanted.read_only {
+            true => (vec![own, root], None),
+            false => (vec![root], Some((own, dir.join("work")))),
+        };
+        Ok(View::Mount(Mount { kind: Kind::Overlay, lowers, upper, options, target }))
+    }
+
+    fn diffing(&self, id: &LayerId) -> Result<Diffing> {
+        let Shape::Container { dir, .. } = self.shape(id)? else { return Ok(Diffing::Naive) };
+        // Over a container, the upper directory tells what differs from the image.
+        let on_image = read_id(&dir.join("lower-id"))? == self.parent(id)?;
+        Ok(if on_image { Diffing::Native } else { Diffing::Naive })
+    }
+
+    fn apply(
+        &self,
+        id: &LayerId,
+        archive: &mut dyn Read,
+        limits: &Limits,
+        split: Option<&mut dyn Write>,
+    ) -> Result<Applied> {
+        let (dir, image) = match self.shape(id)? {
+            Shape::Image(root) => {
+                refuse_full(id, &root)?;
+                return self.layers.replace(&root, |new| {
+                    copy_tree(&root, new, false)?;
+                    fill::fill(
+                        &self.target(new, Vec::new(), Deletions::Remove),
+                        archive,
+                        limits,
+                        split,
+                    )
+                });
+            }
+            Shape::Container { dir, root } => (dir, root),
+        };
+        let upper = dir.join("upper");
+        if self.diffing(id)? == Diffing::Naive {
+            // On a container: the archive's changes go on top of those copied from it.
+            return self.layers.replace(&upper, |new| {
+                copy_tree(&upper, new, false)?;
+                fill::fill(
+                    &self.target(new, vec![image], Deletions::Overlay),
+                    archive,
+                    limits,
+                    split,
+                )
+            });
+        }
+        refuse_full(id, &upper)?;
+        let root = dir.join("root.new");
+        trash::delete(&dir, "root.new".as_ref(), None).on("delete", &root)?;
+        let applied = copy_tree(&image, &root, true).and_then(|()| {
+            fill::fill(&self.target(&root, Vec::new(), Deletions::Remove), archive, limits, split)
+        });
+        let applied = applied.and_then(|applied| {
+            self.share(id)?;
+            publish::sync_filesystem(&root).on("sync", &root)?;
+            publish::rename_new(&root, &dir.join("root")).on("rename", &root)?;
+            publish::sync_dir(&dir).on("sync", &dir)?;
+            Ok(applied)
+        });
+        match &applied {
+            Ok(_) => {
+                self.drop_container(&dir)?;
+            }
+            Err(_) => {
+                trash::delete(&dir, "root.new".as_ref(), None).on("delete", &root)?;
+            }
+        }
+        applied
+    }
+
+    fn files(&self, id: &LayerId) -> Result<Box<dyn FileGetter>> {
+        Ok(Box::new(Files::of(&self.parts(id)?.own)))
+    }
+
+    fn quota(&self, id: &LayerId) -> Result<Quota> {
+        self.shape(id).map(|_| Quota::default())
+    }
+
+    fn set_quota(&self, id: &LayerId, quota: Quota) -> Result<()> {
+        self.shape(id)?;
+        if quota == Quota::default() { Ok(()) } else { Err(options::no_quota(NAME)) }
+    }
+
+    fn usage(&self, id: &LayerId) -> Result<Usage> {
+        layout::usage(&self.parts(id)?.own)
+    }
+
+    fn metadata(&self, id: &LayerId) -> Result<Vec<(&'static str, String)>> {
+        let text = |path: &Path| path.display().to_string();
+        Ok(match self.shape(id)? {
+            Shape::Image(root) => vec![("RootDir", text(&root))],
+            Shape::Container { dir, root } => vec![
+                ("LowerDir", text(&root)),
+                ("UpperDir", text(&dir.join("upper"))),
+                ("WorkDir", text(&dir.join("work"))),
+                ("MergedDir", text(&dir.join("merged"))),
+            ],
+        })
+    }
+
+    fn status(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("Backing Filesystem", self.backing.clone()),
+            ("Supports d_type", true.to_string()),
+            ("Quota", "refused: files are shared between layers".to_owned()),
+        ]
+    }
+
+    fn sweep(&self) -> Result<Vec<String>> {
+        let mut done = self.layers.sweep()?;
+        for id in self.list()? {
+            let dir = self.layers.at(&id);
+            if dir.join("root").is_dir() && self.drop_container(&dir)? {
+                done.push(format!("layer '{id}': finished making it an image"));
+            }
+            if dir.join("root.new").exists() {
+                trash::delete(&dir, "root.new".as_ref(), None)
+                    .on("delete", dir.join("root.new"))?;
+                done.push(format!("layer '{id}': deleted content that was not finished"));
+            }
+        }
+        Ok(done)
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn copy_tree(from: &Path, to: &Path, link: bool) -> Result<()> {
+    let how = copy::How { link, lose_xattrs: false };
+    copy::tree(from, to, how)
+        .map_err(|failure| Error::io("copy", from.join(failure.path), failure.error))
+}
+
+fn read_id(path: &Path) -> Result<Option<LayerId>> {
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        other => LayerId::new(other.on("read", path)?.trim_end()).map(Some),
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    publish::write_new(path, text.as_bytes()).on("write", path)
+}

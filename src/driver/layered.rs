@@ -1,0 +1,249 @@
+//! What `overlay2` and `fuse-overlay` have in common: all but who mounts.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::fill::{self, Deletions, Files, Target};
+use super::layout::{self, FRESH, Layout};
+use super::{
+    Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View, options,
+};
+use crate::error::{Context, Error, Result};
+use crate::layer::apply::{Applied, Limits};
+use crate::mount::plan::{Kind, Mount};
+use crate::sys::{copy, publish, trash};
+
+/// The directory that both keep their layers in.
+pub(super) const HOME: &str = "overlay2";
+
+/// A driver on the overlay format.
+#[derive(Debug)]
+pub(super) struct Layered {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) layout: Layout,
+    /// The most layers that one mount takes.
+    pub(super) most: usize,
+    /// Owners are kept in attributes, which a mount shows.
+    pub(super) records: bool,
+    /// Options of every mount.
+    pub(super) mount: Vec<String>,
+    /// Facts about this host, found when the driver was opened.
+    pub(super) facts: Vec<(&'static str, String)>,
+}
+
+impl Layered {
+    fn mount(&self, id: &LayerId, wanted: &MountOptions, read_only: bool) -> Result<Mount> {
+        let Parts { own, below } = self.layout.parts(id)?;
+        let dir = self.layout.dir(id)?;
+        let mut lowers = if read_only { vec![own.clone()] } else { Vec::new() };
+        lowers.extend(below);
+        if lowers.is_empty() {
+            lowers.push(dir.join("empty"));
+        }
+        if lowers.len() > self.most {
+            let what = format!("layer '{id}' with {}", self.name);
+            let why = format!(
+                "{} layers make it up, and a mount takes {}; use --driver fuse-overlay",
+                lowers.len(),
+                self.most
+            );
+            return Err(Error::unsupported(what, why));
+        }
+        let mut options = self.mount.clone();
+        if wanted.volatile && !read_only {
+            options.push("volatile".to_owned());
+        }
+        options.extend(wanted.extra.iter().cloned());
+        let label =
+            wanted.label.clone().map_or_else(|| self.layout.label(id), |own| Ok(Some(own)))?;
+        options.extend(label.map(|label| format!("context=\"{label}\"")));
+        let upper = (!read_only).then(|| (own, dir.join("work")));
+        Ok(Mount { kind: self.kind, lowers, upper, options, target: dir.join("merged") })
+    }
+
+    /// A layer that has no parent is its own directory, unless only a mount shows what it holds.
+    fn is_plain(&self, id: &LayerId) -> Result<bool> {
+        let alone = self.layout.parts(id)?.below.is_empty();
+        Ok(alone && !(self.records && self.layout.dir(id)?.join("empty").is_dir()))
+    }
+}
+
+impl Driver for Layered {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn home(&self) -> &Path {
+        self.layout.home()
+    }
+
+    fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
+        options::check(self.name, spec)?;
+        self.layout.create(id, parent, spec)
+    }
+
+    fn remove(&self, id: &LayerId) -> Result<()> {
+        self.layout.remove(id)
+    }
+
+    fn exists(&self, id: &LayerId) -> Result<bool> {
+        self.layout.exists(id)
+    }
+
+    fn list(&self) -> Result<Vec<LayerId>> {
+        self.layout.list()
+    }
+
+    fn parent(&self, id: &LayerId) -> Result<Option<LayerId>> {
+        self.layout.parent(id)
+    }
+
+    fn parts(&self, id: &LayerId) -> Result<Parts> {
+        self.layout.parts(id)
+    }
+
+    fn view(&self, id: &LayerId, options: &MountOptions) -> Result<View> {
+        if self.is_plain(id)? {
+            return Ok(View::Path(self.layout.parts(id)?.own));
+        }
+        let read_only = options.read_only || self.layout.is_committed(id)?;
+        Ok(View::Mount(self.mount(id, options, read_only)?))
+    }
+
+    fn diffing(&self, _id: &LayerId) -> Result<Diffing> {
+        Ok(Diffing::Native)
+    }
+
+    fn apply(
+        &self,
+        id: &LayerId,
+        archive: &mut dyn Read,
+        limits: &Limits,
+        split: Option<&mut dyn Write>,
+    ) -> Result<Applied> {
+        let Parts { own, below } = self.layout.parts(id)?;
+        let dir = self.layout.dir(id)?;
+        refuse_full(id, &own)?;
+        self.layout.delete_fresh(id)?;
+        let root = dir.join(FRESH);
+        let deletions = Deletions::Overlay;
+        let filled = layout::make_dir(&root, 0o755)
+            .and_then(|()| {
+                copy::directory_attributes(&own, &root, copy::How::default()).on("copy", &own)
+            })
+            .and_then(|()| {
+                let target =
+                    Target { root: root.clone(), lowers: below, deletions, records: self.records };
+                fill::fill(&target, archive, limits, split)
+            })
+            .and_then(|applied| {
+                publish::sync_filesystem(&root).on("sync", &root)?;
+                // An empty directory gives way to it.
+                std::fs::rename(&root, &own).on("rename", &root)?;
+                publish::sync_dir(&dir).on("sync", &dir)?;
+                Ok(applied)
+            });
+        if filled.is_err() {
+            if let Err(error) = trash::delete(&dir, FRESH.as_ref(), None) {
+                log::warn!("delete {}: {error}", root.display());
+            }
+        }
+        filled
+    }
+
+    fn files(&self, id: &LayerId) -> Result<Box<dyn FileGetter>> {
+        Ok(Box::new(Files::of(&self.layout.parts(id)?.own)))
+    }
+
+    fn quota(&self, id: &LayerId) -> Result<Quota> {
+        self.layout.dir(id)?;
+        Ok(Quota::default())
+    }
+
+    fn set_quota(&self, id: &LayerId, quota: Quota) -> Result<()> {
+        self.layout.dir(id)?;
+        if quota == Quota::default() { Ok(()) } else { Err(options::no_quota(self.name)) }
+    }
+
+    fn usage(&self, id: &LayerId) -> Result<Usage> {
+        layout::usage(&self.layout.parts(id)?.own)
+    }
+
+    fn metadata(&self, id: &LayerId) -> Result<Vec<(&'static str, String)>> {
+        let Parts { own, below } = self.layout.parts(id)?;
+        let dir = self.layout.dir(id)?;
+        let text = |path: &Path| path.display().to_string();
+        let mut facts = Vec::new();
+        if !below.is_empty() {
+            let below: Vec<String> = below.iter().map(|path| text(path)).collect();
+            facts.push(("LowerDir", below.join(":")));
+        }
+        facts.push(("UpperDir", text(&own)));
+        facts.push(("WorkDir", text(&dir.join("work"))));
+        facts.push(("MergedDir", text(&dir.join("merged"))));
+        Ok(facts)
+    }
+
+    fn status(&self) -> Vec<(&'static str, String)> {
+        self.facts.clone()
+    }
+
+    fn sweep(&self) -> Result<Vec<String>> {
+        self.layout.sweep()
+    }
+
+    fn repair(&self, id: &LayerId, parent: Option<&LayerId>) -> Result<bool> {
+        self.layout.repair(id, parent)
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// An archive fills a layer once.
+pub(super) fn refuse_full(id: &LayerId, own: &Path) -> Result<()> {
+    let mut entries = std::fs::read_dir(own).on("list", own)?;
+    match entries.next() {
+        None => Ok(()),
+        Some(_) => {
+            Err(Error::invalid(format!("layer '{id}'"), "is not empty, an archive fills it once"))
+        }
+    }
+}
+
+/// A directory for trying things, which goes whatever comes of them.
+#[derive(Debug)]
+pub(super) struct Trial(PathBuf);
+
+impl Trial {
+    /// Makes one in the root of a store, which is made too when it is missing.
+    pub(super) fn new(root: &Path) -> Result<Trial> {
+        std::fs::create_dir_all(root).on("create", root)?;
+        let name = publish::random_name(12).on("read", "/dev/urandom")?;
+        let path = root.join(format!(".trial-{name}"));
+        layout::make_dir(&path, 0o700)?;
+        Ok(Trial(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        let (dir, name) = (self.0.parent(), self.0.file_name());
+        if let Some(Err(error)) = dir.zip(name).map(|(dir, name)| trash::delete(dir, name, None)) {
+            log::warn!("delete {}: {error}", self.0.display());
+        }
+    }
+}
+
+/// Reads a yes or no of the overlay module.
+pub(super) fn module_says(parameter: &str) -> Option<bool> {
+    let path = Path::new("/sys/module/overlay/parameters").join(parameter);
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(matches!(text.trim(), "Y" | "1"))
+}

@@ -1,0 +1,398 @@
+//! The overlay format on disk, shared by the drivers `overlay2` and `fuse-overlay`.
+//!
+//! | path below the home | what |
+//! |---|---|
+//! | `ID/diff` | what the layer holds, with whiteouts |
+//! | `ID/link` | the layer's short name |
+//! | `ID/lower` | `l/SHORT` of everything below it, nearest parent first, with colons; absent without a parent |
+//! | `ID/work` | scratch space of mounts; absent without a parent |
+//! | `ID/merged` | where it is mounted, while it is |
+//! | `ID/committed` | it is mounted read-only: layers are built on it, or it was made so |
+//! | `ID/label` | its SELinux label, if it has one |
+//! | `ID/empty` | an empty lower, for mounts of a layer without a parent |
+//! | `l/SHORT` | symlink to `../ID/diff` |
+//!
+//! A layer appears by the one rename of `.new-*` to its name, after all it names is on disk: its short link (which leads
+//! nowhere until then) and its parent's. It goes by the one rename to `.gone-*`. So what a crash leaves is: `.new-*`,
+//! `.gone-*`, links that lead nowhere, and the content that an unfinished apply had made; [`Layout::sweep`] deletes these,
+//! and nothing else does.
+
+mod sweep;
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use plyfs_fuse::owner::OVERRIDE_NAMES;
+
+use super::{Create, LayerId, Parts};
+use crate::error::{Context, Error, Result};
+use crate::sys::{copy, probe, publish, trash, tree};
+
+/// The directory of short links.
+const LINKS: &str = "l";
+/// Characters of a short name.
+const SHORT: usize = 26;
+/// What `committed` says in a layer that was made read-only, and in one that layers were built on. Other programs that keep
+/// this format write nothing, and mean it for good.
+const READ_ONLY: &[u8] = b"read-only";
+const HAS_CHILDREN: &[u8] = b"has children";
+/// Names of what is being made and of what is being deleted.
+const NEW: &str = ".new-";
+const GONE: &str = ".gone-";
+/// Content that is being made inside a layer.
+pub(super) const FRESH: &str = "diff.new";
+/// How long a removal may delete before it leaves the rest to a sweep.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// A directory of layers.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    home: PathBuf,
+    /// The most layers that may lie below one.
+    deepest: usize,
+    /// Owners are kept in attributes that only a mount shows, so a layer without a parent is mounted too.
+    records: bool,
+}
+
+impl Layout {
+    /// Opens the directory, made when it is missing.
+    pub(super) fn open(home: PathBuf, deepest: usize, records: bool) -> Result<Layout> {
+        for (dir, mode) in [(home.clone(), 0o710), (home.join(LINKS), 0o700)] {
+            match std::fs::DirBuilder::new().mode(mode).create(&dir) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                other => other.on("create", &dir)?,
+            }
+        }
+        Ok(Layout { home, deepest, records })
+    }
+
+    pub(super) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// The directory of a layer that exists.
+    pub(super) fn dir(&self, id: &LayerId) -> Result<PathBuf> {
+        match self.exists(id)? {
+            true => Ok(self.at(id)),
+            false => Err(Error::NotFound { kind: "layer", name: id.to_string() }),
+        }
+    }
+
+    fn at(&self, id: &LayerId) -> PathBuf {
+        self.home.join(id.as_str())
+    }
+
+    pub(super) fn exists(&self, id: &LayerId) -> Result<bool> {
+        let diff = self.at(id).join("diff");
+        match diff.symlink_metadata() {
+            Ok(found) => Ok(found.is_dir()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io("stat", diff, error)),
+        }
+    }
+
+    pub(super) fn list(&self) -> Result<Vec<LayerId>> {
+        let mut layers = Vec::new();
+        for name in names(&self.home)? {
+            let Ok(id) = LayerId::new(&name) else { continue };
+            if self.exists(&id)? {
+                layers.push(id);
+            }
+        }
+        layers.sort();
+        Ok(layers)
+    }
+
+    /// Makes an empty layer.
+    pub(super) fn create(
+        &self,
+        id: &LayerId,
+        parent: Option<&LayerId>,
+        spec: &Create,
+    ) -> Result<()> {
+        if self.exists(id)? {
+            return Err(Error::Exists { kind: "layer", name: id.to_string() });
+        }
+        let short = publish::random_name(SHORT).on("read", "/dev/urandom")?;
+        let new = self.home.join(format!("{NEW}{short}"));
+        let link = self.home.join(LINKS).join(&short);
+        let done = self.build(&new, &short, parent, spec).and_then(|()| {
+            std::os::unix::fs::symlink(Path::new("..").join(id.as_str()).join("diff"), &link)
+                .on("create", &link)?;
+            publish::sync_dir(&self.home.join(LINKS)).on("sync", &link)?;
+            match publish::rename_new(&new, &self.at(id)) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    Err(Error::Exists { kind: "layer", name: id.to_string() })
+                }
+                other => other.on("rename", &new),
+            }
+        });
+        if let Err(error) = done {
+            discard(&link);
+            self.delete(&new, None)?;
+            return Err(error);
+        }
+        publish::sync_dir(&self.home).on("sync", &self.home)
+    }
+
+    /// Makes the layer's directory under another name.
+    fn build(
+        &self,
+        new: &Path,
+        short: &str,
+        parent: Option<&LayerId>,
+        spec: &Create,
+    ) -> Result<()> {
+        make_dir(new, 0o700)?;
+        let diff = new.join("diff");
+        make_dir(&diff, 0o755)?;
+        write(&new.join("link"), short.as_bytes())?;
+        if let Some(parent) = parent {
+            let below = self.below(parent)?;
+            write(&new.join("lower"), below.join(":").as_bytes())?;
+            inherit(&self.dir(parent)?.join("diff"), &diff)?;
+            self.commit(parent)?;
+        }
+        if parent.is_some() || self.records {
+            make_dir(&new.join("work"), 0o700)?;
+        }
+        if parent.is_none() && self.records {
+            make_dir(&new.join("empty"), 0o755)?;
+        }
+        if let Some(label) = &spec.label {
+            write(&new.join("label"), label.as_bytes())?;
+        }
+        if spec.read_only {
+            write(&new.join("committed"), READ_ONLY)?;
+        }
+        publish::sync_dir(new).on("sync", new)
+    }
+
+    /// What `lower` says in a child of `parent`.
+    fn below(&self, parent: &LayerId) -> Result<Vec<String>> {
+        let short = self.short(parent)?;
+        let mut below = vec![format!("{LINKS}/{short}")];
+        below.extend(self.lower(parent)?);
+        if below.len() > self.deepest {
+            let what = format!("a layer on '{parent}'");
+            let why =
+                format!("{} layers lie below it, and at most {} may", below.len(), self.deepest);
+            return Err(Error::unsupported(what, why));
+        }
+        Ok(below)
+    }
+
+    /// The layer's short name, whose link exists when this returns.
+    fn short(&self, id: &LayerId) -> Result<String> {
+        let path = self.dir(id)?.join("link");
+        let short = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            other => other.on("read", &path)?.trim_end().to_owned(),
+        };
+        if is_short(&short) && self.target(&short)?.as_ref() == Some(id) {
+            return Ok(short);
+        }
+        Err(Error::Corrupt {
+            what: format!("layer '{id}'"),
+            detail: format!(
+                "its short name '{short}' does not lead back to it; a check repairs that"
+            ),
+        })
+    }
+
+    /// Marks a layer as one that others are built on.
+    fn commit(&self, id: &LayerId) -> Result<()> {
+        let mark = self.at(id).join("committed");
+        match publish::write_new(&mark, HAS_CHILDREN) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(Error::io("create", mark, error)),
+            Ok(()) => publish::sync_dir(&self.at(id)).on("sync", &mark),
+        }
+    }
+
+    /// Puts a layer out of sight and deletes what there is time for.
+    pub(super) fn remove(&self, id: &LayerId) -> Result<()> {
+        if !self.exists(id)? {
+            return Ok(());
+        }
+        let dir = self.at(id);
+        super::refuse_mounted(&dir, id)?;
+        let link = std::fs::read_to_string(dir.join("link")).unwrap_or_default();
+        let gone = self.home.join(format!("{GONE}{}", publish::random_name(SHORT).on("read", "")?));
+        std::fs::rename(&dir, &gone).on("rename", &dir)?;
+        if is_short(link.trim_end()) {
+            discard(&self.home.join(LINKS).join(link.trim_end()));
+        }
+        publish::sync_dir(&self.home).on("sync", &self.home)?;
+        self.delete(&gone, Some(Instant::now() + PATIENCE))?;
+        Ok(())
+    }
+
+    /// Deletes a directory in the home; whether it is gone.
+    fn delete(&self, dir: &Path, deadline: Option<Instant>) -> Result<bool> {
+        let name = dir.file_name().unwrap_or_default();
+        trash::delete(&self.home, name, deadline).on("delete", dir)
+    }
+
+    /// The layer's parent.
+    pub(super) fn parent(&self, id: &LayerId) -> Result<Option<LayerId>> {
+        match self.lower(id)?.first() {
+            None => Ok(None),
+            Some(first) => self.resolve(id, first).map(Some),
+        }
+    }
+
+    /// The entries of `lower`.
+    fn lower(&self, id: &LayerId) -> Result<Vec<String>> {
+        let path = self.dir(id)?.join("lower");
+        match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            other => {
+                let text = other.on("read", &path)?;
+                Ok(text
+                    .trim_end()
+                    .split(':')
+                    .filter(|part| !part.is_empty())
+                    .map(str::to_owned)
+                    .collect())
+            }
+        }
+    }
+
+    /// The directories of the layer.
+    pub(super) fn parts(&self, id: &LayerId) -> Result<Parts> {
+        let own = self.dir(id)?.join("diff");
+        let below: Result<Vec<PathBuf>> = self
+            .lower(id)?
+            .iter()
+            .map(|entry| Ok(self.at(&self.resolve(id, entry)?).join("diff")))
+            .collect();
+        Ok(Parts { own, below: below? })
+    }
+
+    /// The layer that an entry of `lower` names.
+    fn resolve(&self, id: &LayerId, entry: &str) -> Result<LayerId> {
+        let short = entry.strip_prefix("l/").filter(|short| is_short(short));
+        let corrupt = |detail: String| Error::Corrupt { what: format!("layer '{id}'"), detail };
+        let short = short.ok_or_else(|| corrupt(format!("its list of lowers has '{entry}'")))?;
+        if let Some(found) = self.target(short)? {
+            return Ok(found);
+        }
+        // The link is lost; the layer itself still tells.
+        let found = self.shorts()?.remove(short);
+        found.ok_or_else(|| corrupt(format!("'{entry}' below it leads to no layer")))
+    }
+
+    /// The layer that a short link leads to.
+    fn target(&self, short: &str) -> Result<Option<LayerId>> {
+        let link = self.home.join(LINKS).join(short);
+        let to = match std::fs::read_link(&link) {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {
+                return Ok(None);
+            }
+            other => other.on("read symlink", &link)?,
+        };
+        let id = to.strip_prefix("..").ok().and_then(|rest| {
+            let id = rest.parent()?.to_str()?;
+            (rest.file_name() == Some(OsStr::new("diff"))).then(|| LayerId::new(id).ok())?
+        });
+        match id {
+            Some(id) if self.exists(&id)? => Ok(Some(id)),
+            _ => Ok(None),
+        }
+    }
+
+    /// All layers by the short names they claim.
+    fn shorts(&self) -> Result<HashMap<String, LayerId>> {
+        let mut shorts = HashMap::new();
+        for id in self.list()? {
+            let short = std::fs::read_to_string(self.at(&id).join("link")).unwrap_or_default();
+            if is_short(short.trim_end()) {
+                shorts.insert(short.trim_end().to_owned(), id);
+            }
+        }
+        Ok(shorts)
+    }
+
+    /// Whether the layer may only be seen, not changed, through a mount.
+    pub(super) fn is_committed(&self, id: &LayerId) -> Result<bool> {
+        Ok(self.dir(id)?.join("committed").symlink_metadata().is_ok())
+    }
+
+    /// The layer's own label.
+    pub(super) fn label(&self, id: &LayerId) -> Result<Option<String>> {
+        let path = self.dir(id)?.join("label");
+        match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            other => Ok(Some(other.on("read", &path)?)),
+        }
+    }
+}
+
+/// A child's root directory starts as its parent's: the topmost one gives a view its attributes.
+pub(super) fn inherit(parent: &Path, child: &Path) -> Result<()> {
+    let found = parent.symlink_metadata().on("stat", parent)?;
+    use std::os::unix::fs::MetadataExt;
+    let own = child.symlink_metadata().on("stat", child)?;
+    if (own.uid(), own.gid()) != (found.uid(), found.gid()) {
+        std::os::unix::fs::chown(child, Some(found.uid()), Some(found.gid())).on("chown", child)?;
+    }
+    std::fs::set_permissions(child, found.permissions()).on("chmod", child)?;
+    let dir = tree::open_root(parent).on("open", parent)?;
+    for key in tree::xattr_names(&dir, OsStr::new("")).on("list xattrs", parent)? {
+        let text = key.to_string_lossy();
+        let kept = OVERRIDE_NAMES.contains(&&*text) || text.starts_with("system.posix_acl_");
+        if let (true, Some(value)) =
+            (kept, tree::xattr(&dir, OsStr::new(""), &key).on("read xattrs", parent)?)
+        {
+            probe::set_xattr(child, &text, &value).on("set xattrs", child)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_short(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// Names in a directory that are text, as all of ours are.
+pub(super) fn names(dir: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(dir).on("list", dir)?;
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.on("list", dir)?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+pub(super) fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    std::fs::create_dir(path).on("create", path)?;
+    // Whatever the umask is.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).on("chmod", path)
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<()> {
+    publish::write_new(path, content).on("write", path)
+}
+
+/// Deletes a link; what stays is swept.
+fn discard(link: &Path) {
+    match std::fs::remove_file(link) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            log::debug!("remove {}: {error}", link.display());
+        }
+        _ => {}
+    }
+}
+
+/// What a layer's own part takes.
+pub(super) fn usage(own: &Path) -> Result<super::Usage> {
+    let (bytes, inodes) = copy::usage(own)
+        .map_err(|failure| Error::io("read", own.join(failure.path), failure.error))?;
+    Ok(super::Usage { bytes, inodes })
+}

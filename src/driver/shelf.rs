@@ -1,0 +1,137 @@
+//! A directory whose entries appear and go whole: what is being made and what is being deleted has names of its own, which
+//! no layer can have.
+
+use std::ffi::OsStr;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::LayerId;
+use super::layout::names;
+use crate::error::{Context, Error, Result};
+use crate::sys::{publish, trash};
+
+const NEW: &str = ".new-";
+const GONE: &str = ".gone-";
+/// How long a removal may delete before it leaves the rest to a sweep.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// The directory.
+#[derive(Clone, Debug)]
+pub(super) struct Shelf(PathBuf);
+
+impl Shelf {
+    /// Opens it, made when it is missing.
+    pub(super) fn open(dir: PathBuf) -> Result<Shelf> {
+        match std::fs::DirBuilder::new().mode(0o710).recursive(true).create(&dir) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                Err(Error::io("create", dir, error))
+            }
+            _ => Ok(Shelf(dir)),
+        }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    /// Where a layer is, or would be.
+    pub(super) fn at(&self, id: &LayerId) -> PathBuf {
+        self.0.join(id.as_str())
+    }
+
+    /// Makes what `make` makes at the path it is given appear as `id`; nothing after an error.
+    pub(super) fn publish(
+        &self,
+        id: &LayerId,
+        make: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        if self.at(id).symlink_metadata().is_ok() {
+            return Err(Error::Exists { kind: "layer", name: id.to_string() });
+        }
+        let new = self.name(NEW)?;
+        let done = make(&new).and_then(|()| match publish::rename_new(&new, &self.at(id)) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                Err(Error::Exists { kind: "layer", name: id.to_string() })
+            }
+            other => other.on("rename", &new),
+        });
+        match done {
+            Ok(()) => publish::sync_dir(&self.0).on("sync", &self.0),
+            Err(error) => {
+                self.delete(&new, None)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Replaces the directory at `path`, which is on the same filesystem, by what `make` makes; as it was after an error.
+    pub(super) fn replace<T>(
+        &self,
+        path: &Path,
+        make: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<T> {
+        let new = self.name(NEW)?;
+        let made = make(&new).and_then(|made| {
+            publish::sync_filesystem(&new).on("sync", &new)?;
+            publish::exchange(&new, path).on("rename", &new)?;
+            publish::sync_dir(path.parent().unwrap_or(path)).on("sync", path)?;
+            Ok(made)
+        });
+        let rest = self.delete(&new, made.is_ok().then(|| Instant::now() + PATIENCE));
+        if let Err(error) = rest {
+            log::warn!("{error}");
+        }
+        made
+    }
+
+    /// Puts the layer out of sight, and deletes what there is time for.
+    pub(super) fn remove(&self, id: &LayerId) -> Result<()> {
+        let dir = self.at(id);
+        if dir.symlink_metadata().is_err() {
+            return Ok(());
+        }
+        super::refuse_mounted(&dir, id)?;
+        let gone = self.name(GONE)?;
+        std::fs::rename(&dir, &gone).on("rename", &dir)?;
+        publish::sync_dir(&self.0).on("sync", &self.0)?;
+        self.delete(&gone, Some(Instant::now() + PATIENCE))?;
+        Ok(())
+    }
+
+    /// The layers that `is_layer` knows, sorted.
+    pub(super) fn list(&self, is_layer: impl Fn(&LayerId) -> Result<bool>) -> Result<Vec<LayerId>> {
+        let mut layers = Vec::new();
+        for id in names(&self.0)?.iter().filter_map(|name| LayerId::new(name).ok()) {
+            if is_layer(&id)? {
+                layers.push(id);
+            }
+        }
+        layers.sort();
+        Ok(layers)
+    }
+
+    /// Deletes what was never finished and what is removed; a line for each.
+    pub(super) fn sweep(&self) -> Result<Vec<String>> {
+        let mut done = Vec::new();
+        for name in names(&self.0)? {
+            if name.starts_with(NEW) || name.starts_with(GONE) {
+                self.delete(&self.0.join(&name), None)?;
+                let what = if name.starts_with(NEW) { "unfinished" } else { "removed" };
+                done.push(format!("deleted the rest of something {what}: {name}"));
+            }
+        }
+        Ok(done)
+    }
+
+    fn name(&self, prefix: &str) -> Result<PathBuf> {
+        let name = publish::random_name(16).on("read", "/dev/urandom")?;
+        Ok(self.0.join(format!("{prefix}{name}")))
+    }
+
+    fn delete(&self, path: &Path, deadline: Option<Instant>) -> Result<bool> {
+        let name = path.file_name().unwrap_or(OsStr::new(""));
+        trash::delete(&self.0, name, deadline).on("delete", path)
+    }
+}

@@ -1,0 +1,188 @@
+//! Whole copies: a layer is a directory with all of its parents' content. Works everywhere, and takes the most space, less
+//! where the filesystem lets copies share their data.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::fill::{self, Deletions, Files, Target};
+use super::options::{self, Config};
+use super::shelf::Shelf;
+use super::{
+    Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View, layout,
+};
+use crate::doctor::filesystem;
+use crate::error::{Context, Error, Result};
+use crate::layer::apply::{Applied, Limits};
+use crate::sys::{copy, probe, publish};
+
+pub(super) const NAME: &str = "vfs";
+
+/// Values of the option `vfs.xattrs`, ours and moby's.
+const LOSE_XATTRS: [&str; 2] = ["best-effort", "i_want_broken_containers"];
+
+#[derive(Debug)]
+struct Vfs {
+    home: PathBuf,
+    layers: Shelf,
+    /// Attributes that the filesystem does not take are left out.
+    lose_xattrs: bool,
+    records: bool,
+    backing: String,
+}
+
+/// Opens the driver.
+pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
+    let settings = config.settings(NAME, &["size"], &["xattrs"])?;
+    let lose_xattrs = match settings.other.get("xattrs") {
+        None => false,
+        Some(value) if LOSE_XATTRS.contains(&value.as_str()) => true,
+        Some(value) => {
+            let why = format!("'{value}' is not known; there is {}", LOSE_XATTRS[0]);
+            return Err(Error::invalid("option 'vfs.xattrs'", why));
+        }
+    };
+    let home = config.root.join(NAME);
+    let layers = Shelf::open(home.join("dir"))?;
+    let backing = filesystem::name(&home);
+    let records = !super::can_set_owners();
+    Ok(Box::new(Vfs { home, layers, lose_xattrs, records, backing }))
+}
+
+impl Vfs {
+    fn dir(&self, id: &LayerId) -> Result<PathBuf> {
+        match self.exists(id)? {
+            true => Ok(self.layers.at(id)),
+            false => Err(Error::NotFound { kind: "layer", name: id.to_string() }),
+        }
+    }
+
+    fn copy(&self, from: &Path, to: &Path, link: bool) -> Result<()> {
+        let how = copy::How { link, lose_xattrs: self.lose_xattrs };
+        copy::tree(from, to, how).map_err(|failure| {
+            let path = from.join(failure.path);
+            match failure.error.kind() {
+                std::io::ErrorKind::Unsupported => Error::unsupported(
+                    format!("copy {}", path.display()),
+                    format!(
+                        "{} takes no extended attributes; {NAME}.xattrs={} leaves them out",
+                        self.backing, LOSE_XATTRS[0]
+                    ),
+                ),
+                _ => Error::io("copy", path, failure.error),
+            }
+        })
+    }
+}
+
+impl Driver for Vfs {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn home(&self) -> &Path {
+        &self.home
+    }
+
+    fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
+        options::check(NAME, spec)?;
+        self.layers.publish(id, |new| {
+            match parent {
+                None => layout::make_dir(new, 0o755)?,
+                Some(parent) => self.copy(&self.dir(parent)?, new, false)?,
+            }
+            if let Some(label) = &spec.label {
+                let set = probe::set_xattr(new, "security.selinux", label.as_bytes());
+                set.on("set the label of", new)?;
+            }
+            publish::sync_filesystem(new).on("sync", new)
+        })
+    }
+
+    fn remove(&self, id: &LayerId) -> Result<()> {
+        self.layers.remove(id)
+    }
+
+    fn exists(&self, id: &LayerId) -> Result<bool> {
+        Ok(self.layers.at(id).symlink_metadata().is_ok_and(|found| found.is_dir()))
+    }
+
+    fn list(&self) -> Result<Vec<LayerId>> {
+        self.layers.list(|id| self.exists(id))
+    }
+
+    /// A copy does not tell what it is a copy of.
+    fn parent(&self, id: &LayerId) -> Result<Option<LayerId>> {
+        self.dir(id).map(|_| None)
+    }
+
+    fn parts(&self, id: &LayerId) -> Result<Parts> {
+        Ok(Parts { own: self.dir(id)?, below: Vec::new() })
+    }
+
+    /// The directory, whatever the options are: nothing is mounted that could honour them.
+    fn view(&self, id: &LayerId, _options: &MountOptions) -> Result<View> {
+        Ok(View::Path(self.dir(id)?))
+    }
+
+    fn diffing(&self, id: &LayerId) -> Result<Diffing> {
+        self.dir(id).map(|_| Diffing::Naive)
+    }
+
+    fn apply(
+        &self,
+        id: &LayerId,
+        archive: &mut dyn Read,
+        limits: &Limits,
+        split: Option<&mut dyn Write>,
+    ) -> Result<Applied> {
+        let dir = self.dir(id)?;
+        self.layers.replace(&dir, |new| {
+            // The names are new and the files are not: an archive replaces files and never changes one.
+            self.copy(&dir, new, true)?;
+            let target = Target {
+                root: new.to_path_buf(),
+                lowers: Vec::new(),
+                deletions: Deletions::Remove,
+                records: self.records,
+            };
+            fill::fill(&target, archive, limits, split)
+        })
+    }
+
+    fn files(&self, id: &LayerId) -> Result<Box<dyn FileGetter>> {
+        Ok(Box::new(Files::of(&self.dir(id)?)))
+    }
+
+    fn quota(&self, id: &LayerId) -> Result<Quota> {
+        self.dir(id).map(|_| Quota::default())
+    }
+
+    fn set_quota(&self, id: &LayerId, quota: Quota) -> Result<()> {
+        self.dir(id)?;
+        if quota == Quota::default() { Ok(()) } else { Err(options::no_quota(NAME)) }
+    }
+
+    fn usage(&self, id: &LayerId) -> Result<Usage> {
+        layout::usage(&self.dir(id)?)
+    }
+
+    fn metadata(&self, id: &LayerId) -> Result<Vec<(&'static str, String)>> {
+        Ok(vec![("SourceDir", self.dir(id)?.display().to_string())])
+    }
+
+    fn status(&self) -> Vec<(&'static str, String)> {
+        let mut facts = vec![("Backing Filesystem", self.backing.clone())];
+        if self.lose_xattrs {
+            facts.push(("Extended file attributes", "best-effort".to_owned()));
+        }
+        facts
+    }
+
+    fn sweep(&self) -> Result<Vec<String>> {
+        self.layers.sweep()
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! Mounting the kernel's overlay: by descriptors, layer by layer, so that neither the number of layers nor the length of
+//! their names is bound by a page; and by the old call, with one list of options, where a kernel or a filter does not know
+//! the newer ones.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::Mount;
+use crate::error::{Error, Result};
+use crate::sys::context::{self, Context, Detached};
+use crate::sys::{self, probe, publish};
+
+/// The longest text that one option may be set to (fsconfig(2)).
+const TEXT_LIMIT: usize = 255;
+
+/// Why the newer calls did not serve.
+enum Failure {
+    /// They are not there, or do not know how to take layers one by one.
+    Unknown(io::Error),
+    /// They are, and this is what they say.
+    Said(io::Error),
+}
+
+/// Mounts at the target, which exists.
+pub(super) fn perform(mount: &Mount) -> Result<()> {
+    let said = |error| refused(mount, error);
+    match detached(mount) {
+        Ok(made) => made.attach(&mount.target).map_err(said),
+        Err(Failure::Said(error)) => Err(said(error)),
+        Err(Failure::Unknown(why)) => by_text(mount, &why),
+    }
+}
+
+/// A mount that was made to see whether it can be.
+#[derive(Debug)]
+pub enum Attempt {
+    /// It is nowhere, and goes with this value.
+    Detached(PathBuf, Detached),
+    /// It is at this path.
+    Attached(PathBuf),
+}
+
+impl Attempt {
+    /// Where this process can use it.
+    pub fn path(&self) -> &Path {
+        match self {
+            Attempt::Detached(path, _) | Attempt::Attached(path) => path,
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Attempt::Attached(path) = self {
+            if let Err(error) = sys::unmount(path, true) {
+                log::warn!("unmount {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// Mounts to try, without anybody else seeing it where the newer calls are known, at the target otherwise.
+pub fn trial(mount: &Mount) -> Result<Attempt> {
+    match detached(mount) {
+        Ok(made) => Ok(Attempt::Detached(made.path(), made)),
+        Err(Failure::Said(error)) => Err(refused(mount, error)),
+        Err(Failure::Unknown(why)) => {
+            super::make_target(&mount.target)?;
+            by_text(mount, &why)?;
+            Ok(Attempt::Attached(mount.target.clone()))
+        }
+    }
+}
+
+/// What cannot work here, whatever is mounted, is unsupported.
+fn refused(mount: &Mount, error: io::Error) -> Error {
+    let feature = "the kernel's overlay";
+    match error.raw_os_error() {
+        Some(probe::ENODEV) => Error::unsupported(feature, "not in this kernel"),
+        Some(sys::EPERM) => Error::unsupported(feature, "needs root, or root of a user namespace"),
+        _ => Error::io("mount", &mount.target, error),
+    }
+}
+
+fn detached(mount: &Mount) -> std::result::Result<Detached, Failure> {
+    let context = match Context::open("overlay") {
+        // Not known, or not let through.
+        Err(error) if is_any(&error, &[sys::ENOSYS, sys::EPERM]) => {
+            return Err(Failure::Unknown(error));
+        }
+        other => other.map_err(Failure::Said)?,
+    };
+    let mut held = Vec::new();
+    set_options(&context, mount).map_err(|error| worded(&context, error))?;
+    for (number, lower) in mount.lowers.iter().enumerate() {
+        match set_layer(&context, "lowerdir+", lower, &mut held) {
+            Err(error) if number == 0 && sys::is(&error, sys::EINVAL) => {
+                return Err(Failure::Unknown(error));
+            }
+            other => other.map_err(|error| worded(&context, error))?,
+        }
+    }
+    if let Some((upper, work)) = &mount.upper {
+        for (key, path) in [("upperdir", upper), ("workdir", work)] {
+            let set = set_layer(&context, key, path, &mut held);
+            set.map_err(|error| worded(&context, error))?;
+        }
+    }
+    context.create(mount.upper.is_none()).map_err(|error| worded(&context, error))
+}
+
+fn set_options(context: &Context, mount: &Mount) -> io::Result<()> {
+    context.text("source", OsStr::new("plyfs"))?;
+    for option in &mount.options {
+        match option.split_once('=') {
+            Some((key, value)) => context.text(key, OsStr::new(value.trim_matches('"')))?,
+            None => context.flag(option)?,
+        }
+    }
+    Ok(())
+}
+
+/// Names a layer by descriptor; for kernels that take only text, by path, or by the descriptor's path, which is short.
+fn set_layer(context: &Context, key: &str, path: &Path, held: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let layer = context::open_layer(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+    match context.file(key, layer.as_fd()) {
+        Err(error) if sys::is(&error, sys::EINVAL) => {}
+        other => return other,
+    }
+    if path.as_os_str().len() <= TEXT_LIMIT {
+        return context.text(key, path.as_os_str());
+    }
+    let short = format!("/proc/self/fd/{}", layer.as_raw_fd());
+    held.push(layer);
+    context.text(key, OsStr::new(&short))
+}
+
+/// An error with what the kernel has said beside its number.
+fn worded(context: &Context, error: io::Error) -> Failure {
+    let keep = is_any(&error, &[probe::ENODEV, sys::EPERM]);
+    match context.messages() {
+        said if said.is_empty() || keep => Failure::Said(error),
+        said => Failure::Said(io::Error::new(error.kind(), format!("{error}: {said}"))),
+    }
+}
+
+fn is_any(error: &io::Error, codes: &[i32]) -> bool {
+    codes.iter().any(|code| sys::is(error, *code))
+}
+
+/// By the old call; `why` the newer ones did not serve.
+fn by_text(mount: &Mount, why: &io::Error) -> Result<()> {
+    let list = list(mount);
+    if list.len() >= publish::page_size() {
+        let what = format!("mount of {} layers", mount.lowers.len());
+        let why = format!(
+            "mount(2) takes a page of options, these are {} bytes, and the newer calls say: {why}",
+            list.len()
+        );
+        return Err(Error::unsupported(what, why));
+    }
+    let done = context::mount_by_text("overlay", &mount.target, &list, mount.upper.is_none());
+    done.map_err(|error| refused(mount, error))
+}
+
+/// The options as mount(2) takes them.
+fn list(mount: &Mount) -> OsString {
+    let mut list = Vec::new();
+    for option in &mount.options {
+        list.extend_from_slice(option.as_bytes());
+        list.push(b',');
+    }
+    list.extend_from_slice(b"lowerdir=");
+    for (number, lower) in mount.lowers.iter().enumerate() {
+        if number > 0 {
+            list.push(b':');
+        }
+        escape(lower, &mut list);
+    }
+    if let Some((upper, work)) = &mount.upper {
+        list.extend_from_slice(b",upperdir=");
+        escape(upper, &mut list);
+        list.extend_from_slice(b",workdir=");
+        escape(work, &mut list);
+    }
+    OsString::from_vec(list)
+}
+
+fn escape(path: &Path, list: &mut Vec<u8>) {
+    for byte in path.as_os_str().as_bytes() {
+        if matches!(byte, b'\\' | b':' | b',') {
+            list.push(b'\\');
+        }
+        list.push(*byte);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mount::plan::Kind;
+
+    fn mount(lowers: usize) -> Mount {
+        Mount {
+            kind: Kind::Overlay,
+            lowers: (0..lowers).map(|number| PathBuf::from(format!("/a:b/{number}"))).collect(),
+            upper: Some((PathBuf::from("/u,p"), PathBuf::from("/w"))),
+            options: vec!["index=off".to_owned()],
+            target: PathBuf::from("/none"),
+        }
+    }
+
+    #[test]
+    fn a_list_keeps_every_name_one() {
+        let wanted = "index=off,lowerdir=/a\\:b/0:/a\\:b/1,upperdir=/u\\,p,workdir=/w";
+        assert_eq!(list(&mount(2)), wanted);
+    }
+
+    #[test]
+    fn a_list_longer_than_a_page_is_refused() {
+        let why = io::Error::from_raw_os_error(sys::ENOSYS);
+        let error = by_text(&mount(1000), &why).unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        assert!(error.to_string().contains("1000 layers"), "{error}");
+    }
+}

@@ -1,0 +1,137 @@
+//! Deleting trees: beneath a directory that is held open, never through a symlink, never into another mount,
+//! at any depth.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Instant;
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+
+/// Directories are held open down to this depth; what lies deeper is moved up first.
+const DEPTH: usize = 64;
+
+/// Deletes `name` in the directory at `dir` and all in it, until `deadline`; whether it is gone. One that is not there is
+/// gone.
+pub fn delete(dir: &Path, name: &OsStr, deadline: Option<Instant>) -> io::Result<bool> {
+    let parent = super::tree::open_root(dir)?;
+    let mut trash = Trash { deadline, moved: 0, top: None };
+    trash.entry(parent.as_fd(), name, 0)
+}
+
+struct Trash {
+    deadline: Option<Instant>,
+    moved: u64,
+    /// The directory that is deleted, where what lies too deep is moved to.
+    top: Option<OwnedFd>,
+}
+
+impl Trash {
+    fn entry(&mut self, dir: BorrowedFd<'_>, name: &OsStr, depth: usize) -> io::Result<bool> {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Ok(false);
+        }
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(true),
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let fd = match open(dir, name) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(true),
+            other => other?,
+        };
+        if depth == 0 {
+            self.top = Some(fd.try_clone()?);
+        }
+        loop {
+            let names = super::tree::list(&fd)?;
+            for inner in &names {
+                if depth >= DEPTH && self.raise(fd.as_fd(), inner)? {
+                    continue;
+                }
+                if !self.entry(fd.as_fd(), inner, depth + 1)? {
+                    return Ok(false);
+                }
+            }
+            match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => return Ok(true),
+                // What lay too deep has come up here.
+                Err(Errno::NOTEMPTY | Errno::EXIST) if !names.is_empty() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Moves a directory from the depth to the top; false for anything else.
+    fn raise(&mut self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
+        let is_dir =
+            super::tree::find(dir, name)?.is_some_and(|stat| stat.kind == super::tree::Kind::Dir);
+        let Some(top) = self.top.as_ref().filter(|_| is_dir) else { return Ok(false) };
+        loop {
+            self.moved += 1;
+            let to = OsString::from(format!(".plyfs-deep-{}", self.moved));
+            let flags = rustix::fs::RenameFlags::NOREPLACE;
+            match rustix::fs::renameat_with(dir, name, top, &to, flags) {
+                Err(Errno::EXIST) => {}
+                other => return Ok(other.map(|()| true)?),
+            }
+        }
+    }
+}
+
+/// Opens a directory on the same mount; one without permissions gets them.
+fn open(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let attempt = || match rustix::fs::openat2(dir, name, flags, Mode::empty(), resolve) {
+        Err(Errno::NOSYS | Errno::PERM) => on_same_device(dir, name, flags),
+        Err(Errno::XDEV) => Err(Errno::BUSY),
+        other => other,
+    };
+    match attempt() {
+        Err(Errno::ACCESS) => {
+            rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
+            Ok(attempt()?)
+        }
+        // Its owner may also be kept from changing what is in it.
+        Ok(fd) => {
+            let stat = rustix::fs::fstat(&fd)?;
+            if stat.st_mode & 0o300 != 0o300 {
+                let result = rustix::fs::fchmod(&fd, Mode::RWXU);
+                log::trace!("chmod of a directory that is deleted: {result:?}");
+            }
+            Ok(fd)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn on_same_device(dir: BorrowedFd<'_>, name: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let same = rustix::fs::fstat(dir)?.st_dev == rustix::fs::fstat(&fd)?.st_dev;
+    if same { Ok(fd) } else { Err(Errno::BUSY) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deep_tree_is_deleted() {
+        let dir = std::env::temp_dir().join(format!("plyfs-trash-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let mut here = super::super::tree::open_root(&dir).unwrap();
+        for _ in 0..700 {
+            rustix::fs::mkdirat(&here, "d", Mode::RWXU).unwrap();
+            here = super::super::tree::open_dir(&here, Path::new("d")).unwrap();
+        }
+        drop(here);
+        std::fs::write(dir.join("d/d/file"), "x").unwrap();
+        assert!(delete(&dir, OsStr::new("none"), None).unwrap());
+        assert!(!delete(&dir, OsStr::new("d"), Some(Instant::now())).unwrap());
+        assert!(delete(&dir, OsStr::new("d"), None).unwrap());
+        std::fs::remove_dir(&dir).unwrap();
+    }
+}

@@ -1,0 +1,141 @@
+//! A store of one driver for one test, and the same test for every driver, as root and as an ordinary user.
+
+use std::path::{Path, PathBuf};
+
+use plyfs::driver::registry::{Config, Registry};
+use plyfs::driver::{Create, Driver, LayerId, MountOptions, View};
+use plyfs::mount::plan::{self, Mounted, Server};
+
+use crate::common::mount::own_namespace;
+use crate::common::needs::{self, Need};
+use crate::common::rootless;
+use crate::common::sandbox::Sandbox;
+
+/// A driver on an empty root.
+pub struct Store {
+    pub sandbox: Sandbox,
+    pub driver: Box<dyn Driver>,
+}
+
+/// Who may, beside root or an ordinary user: what the drivers themselves cannot do without.
+fn needed(driver: &str) -> &'static [Need] {
+    match driver {
+        "overlay2" | "overlay" => &[Need::KernelOverlay],
+        "fuse-overlay" => &[Need::Fuse],
+        _ => &[],
+    }
+}
+
+/// Runs a test with a driver, as an ordinary user when `rootless`.
+pub fn with(test: &str, driver: &str, rootless: bool, body: fn(&Store)) {
+    let standing = if rootless { Need::UserNs } else { Need::Root };
+    if !rootless::inside() && !needs::met(test, &[standing]) {
+        return;
+    }
+    if rootless && rootless::run(test) {
+        return;
+    }
+    if !needs::met(test, needed(driver)) {
+        return;
+    }
+    own_namespace();
+    body(&Store::open(driver));
+}
+
+/// A module of tests, one for each driver and standing.
+#[macro_export]
+macro_rules! every_driver {
+    ($($name:ident, $body:expr;)+) => {$(
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+            $crate::every_driver!(@ overlay2, "overlay2", false, $body);
+            $crate::every_driver!(@ overlay2_rootless, "overlay2", true, $body);
+            $crate::every_driver!(@ fuse_overlay, "fuse-overlay", false, $body);
+            $crate::every_driver!(@ fuse_overlay_rootless, "fuse-overlay", true, $body);
+            $crate::every_driver!(@ vfs, "vfs", false, $body);
+            $crate::every_driver!(@ vfs_rootless, "vfs", true, $body);
+            $crate::every_driver!(@ hardlink, "overlay", false, $body);
+            $crate::every_driver!(@ hardlink_rootless, "overlay", true, $body);
+        }
+    )+};
+    (@ $test:ident, $driver:expr, $rootless:expr, $body:expr) => {
+        #[test]
+        fn $test() {
+            $crate::driver_kit::with($crate::this_test!(), $driver, $rootless, $body);
+        }
+    };
+}
+
+/// A layer's name.
+pub fn id(name: &str) -> LayerId {
+    LayerId::new(name).unwrap()
+}
+
+/// The program that serves mounts.
+pub fn server() -> Server {
+    Server::Program(PathBuf::from(env!("CARGO_BIN_EXE_plyfs")))
+}
+
+impl Store {
+    pub fn open(driver: &str) -> Store {
+        let sandbox = Sandbox::new();
+        let driver = open(driver, &sandbox.at("root"));
+        Store { sandbox, driver }
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.sandbox.at("root")
+    }
+
+    /// The same store with another driver, or the same one opened again.
+    pub fn reopen(&mut self, driver: &str) {
+        self.driver = open(driver, &self.root());
+    }
+
+    pub fn read_write(&self, name: &str, parent: Option<&str>) {
+        self.create(name, parent, &Create::default());
+    }
+
+    pub fn read_only(&self, name: &str, parent: Option<&str>) {
+        self.create(name, parent, &Create { read_only: true, ..Create::default() });
+    }
+
+    fn create(&self, name: &str, parent: Option<&str>, spec: &Create) {
+        self.driver.create(&id(name), parent.map(id).as_ref(), spec).unwrap();
+    }
+
+    /// The layer's own directory.
+    pub fn own(&self, name: &str) -> PathBuf {
+        self.driver.parts(&id(name)).unwrap().own
+    }
+
+    /// What is seen of a layer while `look` runs.
+    pub fn see<T>(&self, name: &str, look: impl FnOnce(&Path) -> T) -> T {
+        self.see_with(name, &MountOptions::default(), look)
+    }
+
+    pub fn see_with<T>(
+        &self,
+        name: &str,
+        options: &MountOptions,
+        look: impl FnOnce(&Path) -> T,
+    ) -> T {
+        match self.driver.view(&id(name), options).unwrap() {
+            View::Path(path) => look(&path),
+            View::Mount(mount) => {
+                let mounted: Mounted = plan::perform(&mount, &server()).unwrap();
+                let seen = look(mounted.target());
+                mounted.unmount().unwrap();
+                assert!(!mount.target.exists(), "the mountpoint is left");
+                seen
+            }
+        }
+    }
+}
+
+/// Opens a driver on a root.
+pub fn open(driver: &str, root: &Path) -> Box<dyn Driver> {
+    let config = Config { root: root.to_owned(), ..Config::default() };
+    Registry::built_in().select(Some(driver), &[], &config).unwrap().driver
+}
