@@ -3,6 +3,7 @@
 //! The only room that starts a server, remounts or unmounts. A mount that is reported as made answers; a mount
 //! that is reported as taken away is gone from the table of mounts.
 
+pub mod count;
 mod holder;
 pub mod plan;
 mod remount;

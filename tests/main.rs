@@ -16,7 +16,10 @@
 mod common;
 mod doctor;
 mod driver_contract;
+mod driver_counts;
 mod driver_kit;
+mod driver_layout;
+mod driver_selection;
 mod faults;
 mod layer_apply;
 mod layer_apply_hostile;
