@@ -7,6 +7,7 @@
 pub mod apply;
 mod archive;
 pub mod changes;
+pub mod compare;
 pub mod compression;
 pub mod diff;
 mod marks;

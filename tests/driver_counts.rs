@@ -10,7 +10,7 @@ use rustix::mount::UnmountFlags;
 
 use crate::common::mount::own_namespace;
 use crate::driver_kit::{Store, id, server};
-use crate::{needs, this_test};
+use crate::needs;
 
 fn store(driver: &str) -> (Store, Mount, Counts) {
     own_namespace();

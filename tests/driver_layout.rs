@@ -9,7 +9,7 @@ use plyfs::error::Error;
 
 use crate::common::mount::own_namespace;
 use crate::driver_kit::{Store, id};
-use crate::{needs, this_test};
+use crate::needs;
 
 fn short(store: &Store, name: &str) -> String {
     fs::read_to_string(store.driver.home().join(name).join("link")).unwrap()

@@ -10,7 +10,7 @@ use plyfs::error::{Error, Result};
 use crate::common::mount::own_namespace;
 use crate::common::sandbox::Sandbox;
 use crate::driver_kit::Store;
-use crate::{needs, this_test};
+use crate::needs;
 
 fn config(root: &Path) -> Config {
     Config { root: root.to_owned(), ..Config::default() }

@@ -48,7 +48,7 @@ pub fn write(spec: &Spec, out: &mut impl Write) -> Result<()> {
     let planted = tree::has_initial_privilege() && !spec.user_marks;
     let belief = if planted { Belief::Trusted } else { Belief::All };
     let stack = Stack::open(&spec.upper, &spec.lowers, belief)?;
-    let mut writer = Writer { stack, out, names: HashMap::new(), piece: vec![0; PIECE] };
+    let mut writer = Writer::new(stack, out);
     let opaque = writer.stack.is_opaque();
     let mut todo = Vec::new();
     let root = writer.stack.root(0);
@@ -62,7 +62,7 @@ pub fn write(spec: &Spec, out: &mut impl Write) -> Result<()> {
 }
 
 /// A directory of the archive, written; its content is not.
-struct Dir {
+pub(super) struct Dir {
     path: Vec<u8>,
     /// What makes it up.
     parts: Vec<Place>,
@@ -72,13 +72,14 @@ struct Dir {
 }
 
 /// An object to write.
-struct Item {
-    path: Vec<u8>,
-    found: Found,
-    whole: bool,
+pub(super) struct Item {
+    pub(super) path: Vec<u8>,
+    pub(super) found: Found,
+    /// A directory's content is written whichever layer it comes from.
+    pub(super) whole: bool,
 }
 
-struct Writer<'a, W> {
+pub(super) struct Writer<'a, W> {
     stack: Stack,
     out: &'a mut W,
     /// First name in the archive of each file that has several.
@@ -86,7 +87,15 @@ struct Writer<'a, W> {
     piece: Vec<u8>,
 }
 
-impl<W: Write> Writer<'_, W> {
+impl<'a, W: Write> Writer<'a, W> {
+    pub(super) fn new(stack: Stack, out: &'a mut W) -> Writer<'a, W> {
+        Writer { stack, out, names: HashMap::new(), piece: vec![0; PIECE] }
+    }
+
+    pub(super) fn stack(&self) -> &Stack {
+        &self.stack
+    }
+
     /// Writes the marks of a directory and queues its objects, the first one last.
     fn content(&mut self, dir: Dir, todo: &mut Vec<Item>) -> Result<()> {
         if dir.opaque {
@@ -114,12 +123,12 @@ impl<W: Write> Writer<'_, W> {
         Ok(())
     }
 
-    fn mark(&mut self, dir: &[u8], name: &OsStr) -> Result<()> {
+    pub(super) fn mark(&mut self, dir: &[u8], name: &OsStr) -> Result<()> {
         self.entry(&Entry::mark(join(dir, name)))
     }
 
     /// Writes one object. Returns the directory to go on with, if it is one.
-    fn object(&mut self, item: &Item) -> Result<Option<Dir>> {
+    pub(super) fn object(&mut self, item: &Item) -> Result<Option<Dir>> {
         let spot = &item.found.spot;
         let shown = self.stack.path_of(spot);
         let dir = self.stack.open_dir(spot.layer, &spot.dir)?;
@@ -252,7 +261,7 @@ impl<W: Write> Writer<'_, W> {
         self.raw(&bytes)
     }
 
-    fn raw(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(super) fn raw(&mut self, bytes: &[u8]) -> Result<()> {
         self.out.write_all(bytes).on("write", "the archive")
     }
 }

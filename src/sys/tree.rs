@@ -62,6 +62,8 @@ pub struct Stat {
     pub mtime: i64,
     /// Nanoseconds of `mtime`.
     pub mtime_nsec: u32,
+    /// Last change of any attribute, in seconds.
+    pub ctime: i64,
 }
 
 /// Opens a directory the user named; symlinks on the way are the user's and are followed.
@@ -151,6 +153,7 @@ pub fn stat(dir: impl AsFd, name: &OsStr) -> io::Result<Stat> {
         blocks: u64::try_from(raw.st_blocks).unwrap_or(0),
         mtime: raw.st_mtime,
         mtime_nsec: u32::try_from(raw.st_mtime_nsec).unwrap_or(0),
+        ctime: raw.st_ctime,
     })
 }
 
