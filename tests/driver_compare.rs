@@ -30,7 +30,7 @@ impl Pair {
         Pair(sandbox)
     }
 
-    fn new(&self) -> PathBuf {
+    fn changed(&self) -> PathBuf {
         self.0.at("new")
     }
 
@@ -128,7 +128,7 @@ fn every_attribute_of_a_layer_counts() {
     ];
     for (what, step) in steps {
         let pair = Pair::of(base);
-        let dir = pair.new().join("dir");
+        let dir = pair.changed().join("dir");
         keep_time(&dir, || step(&dir.join("one")));
         assert_eq!(pair.lines(), ["C /dir", "C /dir/one"], "{what}");
         assert_eq!(pair.layer().len(), 2, "{what}");
@@ -138,7 +138,7 @@ fn every_attribute_of_a_layer_counts() {
 #[test]
 fn a_directory_is_compared_too() {
     let pair = Pair::of(base);
-    fs::set_permissions(pair.new().join("dir"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(pair.changed().join("dir"), fs::Permissions::from_mode(0o700)).unwrap();
     assert_eq!(pair.lines(), ["C /dir"]);
     assert_eq!(pair.layer(), ["dir/"]);
 }
@@ -160,7 +160,7 @@ fn data_written_within_one_tick_is_compared() {
 #[test]
 fn additions_and_deletions() {
     let pair = Pair::of(base);
-    let new = pair.new();
+    let new = pair.changed();
     fs::remove_dir_all(new.join("gone")).unwrap();
     fs::remove_file(new.join("dir/one")).unwrap();
     fs::create_dir_all(new.join("dir/added/deep")).unwrap();
@@ -182,7 +182,7 @@ fn additions_and_deletions() {
 #[test]
 fn a_file_becomes_a_directory_and_the_reverse() {
     let pair = Pair::of(base);
-    let new = pair.new();
+    let new = pair.changed();
     fs::remove_file(new.join("a")).unwrap();
     fs::create_dir(new.join("a")).unwrap();
     fs::write(new.join("a/f"), "").unwrap();
@@ -195,14 +195,14 @@ fn a_file_becomes_a_directory_and_the_reverse() {
 #[test]
 fn names_that_become_one_file_and_two() {
     let pair = Pair::of(base);
-    let new = pair.new();
+    let new = pair.changed();
     // A second name, and nothing else of `a` changes.
     fs::hard_link(new.join("a"), new.join("a2")).unwrap();
     assert_eq!(pair.lines(), ["C /a", "A /a2"]);
     assert_eq!(pair.layer(), ["a", "a2 -> a"]);
 
     let pair = Pair::of(base);
-    let new = pair.new();
+    let new = pair.changed();
     let time = fs::metadata(new.join("b2")).unwrap().modified().unwrap();
     fs::copy(new.join("b2"), new.join("b3")).unwrap();
     fs::rename(new.join("b3"), new.join("b2")).unwrap();
@@ -211,7 +211,7 @@ fn names_that_become_one_file_and_two() {
 
     // One of two names goes: the other is what it was.
     let pair = Pair::of(base);
-    fs::remove_file(pair.new().join("b2")).unwrap();
+    fs::remove_file(pair.changed().join("b2")).unwrap();
     assert_eq!(pair.lines(), ["D /b2"]);
 }
 

@@ -234,6 +234,69 @@ every_driver! {
         });
     };
 
+    a_difference_applied_to_a_copy_gives_the_same, |store| {
+        store.read_only("base", None);
+        store.read_write("source", None);
+        fill_base(&store.own("source"));
+        fs::create_dir_all(store.own("source").join("deep/er")).unwrap();
+        fs::write(store.own("source").join("deep/er/file"), vec![7; 100_000]).unwrap();
+        store.apply("base", &store.diff("source", None)).unwrap();
+        assert_eq!(store.differences("source", "base"), Vec::<String>::new());
+        store.read_write("child", Some("base"));
+        store.see("child", |root| {
+            change(root);
+        });
+        let lines = ["C /deep", "C /deep/er", "A /deep/er/more", "C /dir", "D /dir/inner", "D /marked", "A /new"];
+        assert_eq!(store.changes("child", Some("base")), lines);
+        let archive = store.diff("child", Some("base"));
+        assert!(archive == store.diff("child", Some("base")), "two differences differ");
+        store.read_only("copy", Some("base"));
+        let applied = store.apply("copy", &archive).unwrap();
+        assert_eq!(applied.size, 4);
+        assert_eq!(store.differences("child", "copy"), Vec::<String>::new());
+        assert_eq!(store.changes("copy", Some("base")), lines);
+        store.see("copy", |root| {
+            assert_eq!(fs::read_to_string(root.join("new")).unwrap(), "new!");
+            assert!(!root.join("marked").exists());
+        });
+        // Nothing of this has touched the parent.
+        assert_eq!(store.differences("source", "base"), Vec::<String>::new());
+        store.read_write("above", Some("copy"));
+        assert_eq!(store.differences("copy", "above"), Vec::<String>::new());
+    };
+
+    an_archive_that_fails_leaves_nothing, |store| {
+        store.read_write("source", None);
+        fill_base(&store.own("source"));
+        let archive = store.diff("source", None);
+        store.read_only("base", None);
+        store.apply("base", &archive).unwrap();
+        store.read_only("broken", Some("base"));
+        let half = &archive[..archive.len() / 2 / 512 * 512 + 100];
+        assert!(store.apply("broken", half).is_err());
+        assert_eq!(store.differences("base", "broken"), Vec::<String>::new());
+        assert_eq!(store.driver.sweep().unwrap(), Vec::<String>::new());
+        store.apply("broken", &archive).unwrap();
+        assert_eq!(store.differences("source", "broken"), Vec::<String>::new());
+        if store.driver.name() != "vfs" {
+            assert!(store.apply("broken", &archive).is_err(), "an archive fills a layer once");
+        }
+    };
+
+    each_of_ten_layers_tells_what_it_changed, |store| {
+        for n in 0..10 {
+            let parent = (n > 0).then(|| format!("layer{}", n - 1));
+            let name = format!("layer{n}");
+            store.read_write(&name, parent.as_deref());
+            let own = store.own(&name);
+            fs::write(own.join(format!("file{n}")), n.to_string()).unwrap();
+        }
+        for n in 1..10 {
+            let lines = store.changes(&format!("layer{n}"), Some(&format!("layer{}", n - 1)));
+            assert_eq!(lines, [format!("A /file{n}")]);
+        }
+    };
+
     files_are_found_by_their_names_in_the_archive, |store| {
         store.read_write("a", None);
         fill_base(&store.own("a"));
@@ -245,6 +308,14 @@ every_driver! {
             assert!(files.open(wrong).is_err(), "{}", String::from_utf8_lossy(wrong));
         }
     };
+}
+
+fn change(root: &Path) {
+    fs::write(root.join("new"), "new!").unwrap();
+    fs::remove_file(root.join("marked")).unwrap();
+    fs::remove_dir_all(root.join("dir")).unwrap();
+    fs::create_dir(root.join("dir")).unwrap();
+    symlink("nowhere", root.join("deep/er/more")).unwrap();
 }
 
 fn fill_base(root: &Path) {

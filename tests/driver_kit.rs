@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use plyfs::driver::registry::{Config, Registry};
-use plyfs::driver::{Create, Driver, LayerId, MountOptions, View};
+use plyfs::driver::{Create, Diffing, Driver, LayerId, MountOptions, Parts, View};
+use plyfs::layer::apply::{Applied, Limits};
+use plyfs::layer::compare::{self, Tree};
+use plyfs::layer::{changes, diff};
 use plyfs::mount::plan::{self, Mounted, Server};
 
 use crate::common::mount::own_namespace;
@@ -131,6 +134,53 @@ impl Store {
                 seen
             }
         }
+    }
+}
+
+impl Store {
+    fn tree(&self, name: &str) -> Tree {
+        let Parts { own, below } = self.driver.parts(&id(name)).unwrap();
+        Tree { top: own, below }
+    }
+
+    /// How one layer's view differs from another's, as lines.
+    pub fn differences(&self, from: &str, to: &str) -> Vec<String> {
+        let list = compare::list(Some(&self.tree(from)), &self.tree(to)).unwrap();
+        list.iter().map(ToString::to_string).collect()
+    }
+
+    /// What a layer changes in its parent, as lines.
+    pub fn changes(&self, name: &str, parent: Option<&str>) -> Vec<String> {
+        let Parts { own, below } = self.driver.parts(&id(name)).unwrap();
+        let list = match self.driver.diffing(&id(name)).unwrap() {
+            Diffing::Native => changes::list(&own, &below).unwrap(),
+            Diffing::Naive => {
+                let parent = parent.map(|parent| self.tree(parent));
+                compare::list(parent.as_ref(), &self.tree(name)).unwrap()
+            }
+        };
+        list.iter().map(ToString::to_string).collect()
+    }
+
+    /// What a layer changes in its parent, as an archive.
+    pub fn diff(&self, name: &str, parent: Option<&str>) -> Vec<u8> {
+        let Parts { own, below } = self.driver.parts(&id(name)).unwrap();
+        let mut bytes = Vec::new();
+        match self.driver.diffing(&id(name)).unwrap() {
+            Diffing::Native => {
+                let spec = diff::Spec { upper: own, lowers: below, user_marks: true };
+                diff::write(&spec, &mut bytes).unwrap();
+            }
+            Diffing::Naive => {
+                let parent = parent.map(|parent| self.tree(parent));
+                compare::write(parent.as_ref(), &self.tree(name), &mut bytes).unwrap();
+            }
+        }
+        bytes
+    }
+
+    pub fn apply(&self, name: &str, archive: &[u8]) -> plyfs::Result<Applied> {
+        self.driver.apply(&id(name), &mut &*archive, &Limits::default(), None)
     }
 }
 

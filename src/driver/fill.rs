@@ -1,10 +1,12 @@
 //! Filling a directory from an archive: the one place where drivers meet [`crate::layer::apply`].
 
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
-use crate::layer::apply::{Applied, Limits};
+use crate::error::{Context, Error, Result};
+use crate::layer::apply::{self, Applied, Limits, Owners, Whiteouts};
+use crate::sys::tree;
 
 /// How a deletion in the archive looks in the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,20 +24,24 @@ pub(super) struct Target {
     /// What lies below it, the nearest first.
     pub(super) lowers: Vec<PathBuf>,
     pub(super) deletions: Deletions,
-    /// Owners that cannot be set are kept in attributes.
-    pub(super) records: bool,
 }
 
 /// Fills it.
 pub(super) fn fill(
-    target: &Target,
-    _archive: &mut dyn Read,
+    target: Target,
+    archive: &mut dyn Read,
     limits: &Limits,
-    _split: Option<&mut dyn Write>,
+    split: Option<&mut dyn Write>,
 ) -> Result<Applied> {
-    let Target { root, lowers, deletions, records } = target;
-    log::trace!("{} on {lowers:?}, {deletions:?}, {records}, {limits:?}", root.display());
-    Err(Error::unsupported("layer apply", "this build cannot read archives"))
+    let Target { root, lowers, deletions } = target;
+    let whiteouts = match deletions {
+        Deletions::Overlay => Whiteouts::Overlay { user: !tree::has_initial_privilege() },
+        Deletions::Remove => Whiteouts::Remove,
+    };
+    // Also where nobody shows the record: the layer can be given back, and seen by a driver that does.
+    let owners = if super::can_set_owners() { Owners::Set } else { Owners::Record };
+    let target = apply::Target { root, lowers, whiteouts, owners };
+    apply::apply(archive, &target, limits, split)
 }
 
 /// Opens files beneath a root.
@@ -50,9 +56,6 @@ impl Files {
 
 impl super::FileGetter for Files {
     fn open(&self, path: &[u8]) -> Result<Box<dyn Read>> {
-        use crate::error::Context;
-        use crate::sys::tree;
-        use std::os::unix::ffi::OsStrExt;
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
         let plain: PathBuf = path
             .components()

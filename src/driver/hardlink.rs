@@ -11,7 +11,8 @@
 //! A file with many names is never written: an archive replaces files, and an image that shares any is seen read-only. A
 //! layer with both `root` and `upper` is an image whose archive was applied just before a crash.
 
-use std::io::{ErrorKind, Read, Write};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use super::fill::{self, Deletions, Files, Target};
@@ -25,6 +26,7 @@ use super::{
 use crate::doctor::filesystem;
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
+use crate::layer::diff;
 use crate::mount::plan::{Kind, Mount};
 use crate::sys::{copy, publish, trash, tree};
 
@@ -35,6 +37,9 @@ pub(super) const HOME: &str = "overlay";
 const REFUSED: [&str; 9] =
     ["aufs", "btrfs", "zfs", "overlay", "ecryptfs", "nfs", "cifs", "smb", "vfat"];
 
+/// A tree that is being made inside a layer.
+const FRESH: &str = "root.new";
+
 /// What makes a layer a container.
 const CONTAINER: [&str; 4] = ["lower-id", "work", "merged", "upper"];
 
@@ -42,7 +47,6 @@ const CONTAINER: [&str; 4] = ["lower-id", "work", "merged", "upper"];
 struct Hardlink {
     layers: Shelf,
     mount: Vec<String>,
-    records: bool,
     backing: String,
 }
 
@@ -68,7 +72,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     mount.extend(settings.mount);
     let layers = Shelf::open(home)?;
     let backing = filesystem::name(layers.dir());
-    Ok(Box::new(Hardlink { layers, mount, records: !super::can_set_owners(), backing }))
+    Ok(Box::new(Hardlink { layers, mount, backing }))
 }
 
 /// What a layer is.
@@ -141,8 +145,22 @@ impl Hardlink {
         }
     }
 
-    fn target(&self, root: &Path, lowers: Vec<PathBuf>, deletions: Deletions) -> Target {
-        Target { root: root.to_path_buf(), lowers, deletions, records: self.records }
+    /// Makes at `root` the tree that a container shows, whose files are its image's as far as it has not changed them.
+    fn build_tree(&self, id: &LayerId, image: &Path, upper: &Path, root: &Path) -> Result<()> {
+        copy_tree(image, root, true)?;
+        if self.diffing(id)? == Diffing::Native {
+            return Ok(());
+        }
+        // What was copied from the container below, as an archive that lies beside the layers.
+        let mut archive = tempfile(self.layers.dir())?;
+        let spec = diff::Spec {
+            upper: upper.to_path_buf(),
+            lowers: vec![image.to_path_buf()],
+            user_marks: true,
+        };
+        diff::write(&spec, &mut archive)?;
+        archive.rewind().on("rewind", "the archive")?;
+        fill::fill(whole(root), &mut archive, &Limits::default(), None).map(drop)
     }
 
     /// Deletes what made a layer a container, now that it is an image.
@@ -261,50 +279,31 @@ impl Driver for Hardlink {
                 refuse_full(id, &root)?;
                 return self.layers.replace(&root, |new| {
                     copy_tree(&root, new, false)?;
-                    fill::fill(
-                        &self.target(new, Vec::new(), Deletions::Remove),
-                        archive,
-                        limits,
-                        split,
-                    )
+                    fill::fill(whole(new), archive, limits, split)
                 });
             }
             Shape::Container { dir, root } => (dir, root),
         };
         let upper = dir.join("upper");
-        if self.diffing(id)? == Diffing::Naive {
-            // On a container: the archive's changes go on top of those copied from it.
-            return self.layers.replace(&upper, |new| {
-                copy_tree(&upper, new, false)?;
-                fill::fill(
-                    &self.target(new, vec![image], Deletions::Overlay),
-                    archive,
-                    limits,
-                    split,
-                )
+        if self.diffing(id)? == Diffing::Native {
+            refuse_full(id, &upper)?;
+        }
+        let root = dir.join(FRESH);
+        trash::delete(&dir, FRESH.as_ref(), None).on("delete", &root)?;
+        let applied = self
+            .build_tree(id, &image, &upper, &root)
+            .and_then(|()| fill::fill(whole(&root), archive, limits, split))
+            .and_then(|applied| {
+                self.share(id)?;
+                publish::sync_filesystem(&root).on("sync", &root)?;
+                publish::rename_new(&root, &dir.join("root")).on("rename", &root)?;
+                publish::sync_dir(&dir).on("sync", &dir)?;
+                Ok(applied)
             });
-        }
-        refuse_full(id, &upper)?;
-        let root = dir.join("root.new");
-        trash::delete(&dir, "root.new".as_ref(), None).on("delete", &root)?;
-        let applied = copy_tree(&image, &root, true).and_then(|()| {
-            fill::fill(&self.target(&root, Vec::new(), Deletions::Remove), archive, limits, split)
-        });
-        let applied = applied.and_then(|applied| {
-            self.share(id)?;
-            publish::sync_filesystem(&root).on("sync", &root)?;
-            publish::rename_new(&root, &dir.join("root")).on("rename", &root)?;
-            publish::sync_dir(&dir).on("sync", &dir)?;
-            Ok(applied)
-        });
         match &applied {
-            Ok(_) => {
-                self.drop_container(&dir)?;
-            }
-            Err(_) => {
-                trash::delete(&dir, "root.new".as_ref(), None).on("delete", &root)?;
-            }
-        }
+            Ok(_) => self.drop_container(&dir)?,
+            Err(_) => trash::delete(&dir, FRESH.as_ref(), None).on("delete", &root)?,
+        };
         applied
     }
 
@@ -353,9 +352,8 @@ impl Driver for Hardlink {
             if dir.join("root").is_dir() && self.drop_container(&dir)? {
                 done.push(format!("layer '{id}': finished making it an image"));
             }
-            if dir.join("root.new").exists() {
-                trash::delete(&dir, "root.new".as_ref(), None)
-                    .on("delete", dir.join("root.new"))?;
+            if dir.join(FRESH).exists() {
+                trash::delete(&dir, FRESH.as_ref(), None).on("delete", dir.join(FRESH))?;
                 done.push(format!("layer '{id}': deleted content that was not finished"));
             }
         }
@@ -365,6 +363,20 @@ impl Driver for Hardlink {
     fn cleanup(&self) -> Result<()> {
         Ok(())
     }
+}
+
+/// The target that is a whole tree.
+fn whole(root: &Path) -> Target {
+    Target { root: root.to_path_buf(), lowers: Vec::new(), deletions: Deletions::Remove }
+}
+
+/// A file that nobody else sees, and that goes with this process.
+fn tempfile(dir: &Path) -> Result<File> {
+    let path = dir.join(format!(".new-{}", publish::random_name(16).on("read", "/dev/urandom")?));
+    let file = File::options().read(true).write(true).create_new(true).open(&path);
+    let file = file.on("create", &path)?;
+    std::fs::remove_file(&path).on("remove", &path)?;
+    Ok(file)
 }
 
 fn copy_tree(from: &Path, to: &Path, link: bool) -> Result<()> {

@@ -133,9 +133,8 @@ impl Driver for Layered {
                 copy::directory_attributes(&own, &root, copy::How::default()).on("copy", &own)
             })
             .and_then(|()| {
-                let target =
-                    Target { root: root.clone(), lowers: below, deletions, records: self.records };
-                fill::fill(&target, archive, limits, split)
+                let target = Target { root: root.clone(), lowers: below, deletions };
+                fill::fill(target, archive, limits, split)
             })
             .and_then(|applied| {
                 publish::sync_filesystem(&root).on("sync", &root)?;

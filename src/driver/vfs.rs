@@ -26,7 +26,6 @@ struct Vfs {
     layers: Shelf,
     /// Attributes that the filesystem does not take are left out.
     lose_xattrs: bool,
-    records: bool,
     backing: String,
 }
 
@@ -44,8 +43,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     let home = config.root.join(NAME);
     let layers = Shelf::open(home.join("dir"))?;
     let backing = filesystem::name(&home);
-    let records = !super::can_set_owners();
-    Ok(Box::new(Vfs { home, layers, lose_xattrs, records, backing }))
+    Ok(Box::new(Vfs { home, layers, lose_xattrs, backing }))
 }
 
 impl Vfs {
@@ -143,9 +141,8 @@ impl Driver for Vfs {
                 root: new.to_path_buf(),
                 lowers: Vec::new(),
                 deletions: Deletions::Remove,
-                records: self.records,
             };
-            fill::fill(&target, archive, limits, split)
+            fill::fill(target, archive, limits, split)
         })
     }
 
