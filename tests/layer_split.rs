@@ -133,7 +133,8 @@ fn broken_records_are_refused() {
 fn odd_tree(sandbox: &Sandbox) -> std::path::PathBuf {
     let dir = sandbox.dir("source");
     fs::create_dir_all(dir.join("d").join("n".repeat(90)).join("m".repeat(50))).unwrap();
-    fs::write(dir.join("d").join("n".repeat(90)).join("m".repeat(50)).join("f".repeat(90)), "deep").unwrap();
+    fs::write(dir.join("d").join("n".repeat(90)).join("m".repeat(50)).join("f".repeat(90)), "deep")
+        .unwrap();
     fs::write(dir.join("plain"), "data").unwrap();
     fs::hard_link(dir.join("plain"), dir.join("linked")).unwrap();
     std::os::unix::fs::symlink("../".repeat(30), dir.join("sym")).unwrap();

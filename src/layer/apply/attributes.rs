@@ -75,7 +75,7 @@ impl Setter {
             self.set_xattr(fd, name, (key, value), bears_user)?;
         }
         if self.owners == Owners::Record && bears_user {
-            self.record(fd, name, entry, entry.mode, 0)?;
+            self.record(fd, name, entry, (entry.mode, 0))?;
             mode = mode & 0o777 | if entry.kind == Kind::Dir { 0o700 } else { 0o600 };
         }
         if entry.kind != Kind::Symlink && born.mode != Some(mode) {
@@ -96,8 +96,7 @@ impl Setter {
         fd: impl AsFd,
         name: &OsStr,
         entry: &Entry,
-        mode: u32,
-        rdev: u32,
+        (mode, rdev): (u32, u32),
     ) -> io::Result<()> {
         let Some(key) = override_name(XattrPermissions::User) else { return Ok(()) };
         let kind = match entry.kind {

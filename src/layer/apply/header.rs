@@ -78,7 +78,7 @@ fn check_sum(block: &[u8; BLOCK]) -> Result<(), Wrong> {
     for (at, byte) in block.iter().enumerate() {
         let byte = if (148..156).contains(&at) { b' ' } else { *byte };
         plain += u64::from(byte);
-        signed += i64::from(byte.cast_signed());
+        signed += i64::from(i8::from_ne_bytes([byte]));
     }
     match said == plain || i64::try_from(said) == Ok(signed) {
         true => Ok(()),

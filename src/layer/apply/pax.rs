@@ -163,7 +163,7 @@ mod tests {
         assert_eq!((records.uid, records.mtime), (Some(1234), Some((1, 500_000_000))));
         for bad in [
             &b"8 path=a\n"[..],
-            b"10 path=a\n",
+            b"11 path=a\n",
             b"9 path=a ",
             b"9 pathxa\n",
             b" path=a\n",

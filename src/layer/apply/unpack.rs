@@ -279,11 +279,11 @@ impl<'a> Unpack<'a> {
         let same = clean(&entry.name).join(&b'/') == path;
         let source = Source::File(if same { &entry.name } else { &path });
         match &entry.map {
-            None => self.data(entry.size, &file, None, source, input)?,
+            None => self.data(&file, (None, entry.size), source, input)?,
             Some(map) => {
                 file.set_len(entry.size).at("set size of", &self.dirs, name.as_bytes())?;
                 for (offset, length) in map {
-                    self.data(*length, &file, Some(*offset), source, input)?;
+                    self.data(&file, (Some(*offset), *length), source, input)?;
                 }
             }
         }
@@ -293,9 +293,8 @@ impl<'a> Unpack<'a> {
     /// Copies data from the archive to a file.
     pub(super) fn data(
         &mut self,
-        length: u64,
         file: &File,
-        offset: Option<u64>,
+        (offset, length): (Option<u64>, u64),
         source: Source<'_>,
         input: &mut Input<'_>,
     ) -> Result<()> {
@@ -372,7 +371,8 @@ impl<'a> Unpack<'a> {
             let (major, minor) = entry.device;
             let rdev = minor & 0xff | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12;
             self.dress(&file, name, entry, 0o600)?;
-            let record = self.setter.record(&file, OsStr::new(""), entry, kind | entry.mode, rdev);
+            let record =
+                self.setter.record(&file, OsStr::new(""), entry, (kind | entry.mode, rdev));
             return record.at("set attributes of", &self.dirs, name.as_bytes());
         }
         if kind == sys::S_IFCHR && entry.device == (0, 0) && self.dialect.is_some() {
@@ -431,7 +431,7 @@ impl<'a> Unpack<'a> {
                     && entry.map.is_none() =>
             {
                 let file = self.keep_aside(name)?;
-                self.data(entry.size, &file, None, Source::Record, input)?;
+                self.data(&file, (None, entry.size), Source::Record, input)?;
                 self.dress_kept(&file, entry)
             }
             _ => self.skip(input, entry.stored),

@@ -34,7 +34,7 @@ pub(super) enum Step {
     In,
     Link(Vec<u8>),
     /// No directory here; what the lower layers have.
-    Missing(Option<Found>),
+    Missing(Option<Box<Found>>),
 }
 
 impl Unpack<'_> {
@@ -119,7 +119,7 @@ impl Unpack<'_> {
         let Some(found) = self.below(name)? else { return Ok(Step::Missing(None)) };
         match self.below.link(&found)? {
             Some(target) => Ok(Step::Link(target)),
-            None => Ok(Step::Missing(Some(found))),
+            None => Ok(Step::Missing(Some(Box::new(found)))),
         }
     }
 
@@ -171,7 +171,7 @@ impl Unpack<'_> {
     }
 
     /// Makes a directory that the archive leaves out, like that of the lower layers if there is one.
-    fn imply(&mut self, name: &[u8], found: Option<Found>, entry: &Entry) -> Result<()> {
+    fn imply(&mut self, name: &[u8], found: Option<Box<Found>>, entry: &Entry) -> Result<()> {
         let found = found.filter(|found| !found.dirs.is_empty());
         let implied = match &found {
             Some(found) => self.below.entry(found, name)?,

@@ -78,27 +78,19 @@ mod tests {
     #[test]
     fn sums_are_those_of_go() {
         for (text, known) in [
-            ("", 0),
+            ("", 0_u64),
             ("a", 0x3420_0000_0000_0000),
             ("ab", 0x36c4_2000_0000_0000),
             ("abc", 0x3776_c420_0000_0000),
-            ("abcdefghij", 0x7a1b_ab6a_fe66_ad6b),
+            ("abcd", 0x3367_76c4_2000_0000),
         ] {
-            let _ = known;
-            let mut slow = u64::MAX;
-            for byte in text.bytes() {
-                slow = TABLES[0][usize::from(slow.to_le_bytes()[0] ^ byte)] ^ slow >> 8;
-            }
-            assert_eq!(sum(text.as_bytes()), !slow, "{text}");
+            assert_eq!(sum(text.as_bytes()), known, "{text}");
         }
-        assert_eq!(sum(b"a"), 0x3420_0000_0000_0000);
-        assert_eq!(sum(b"ab"), 0x36c4_2000_0000_0000);
-        assert_eq!(sum(b"abc"), 0x3776_c420_0000_0000);
     }
 
     #[test]
     fn pieces_sum_up_to_the_whole() {
-        let bytes: Vec<u8> = (0..10_000_u32).map(|n| (n * n >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..10_000_u32).map(|n| ((n * n) >> 3) as u8).collect();
         let mut slow = Crc64::new();
         bytes.iter().for_each(|byte| slow.update(&[*byte]));
         for cut in [0, 1, 7, 15, 16, 17, 4096, 9999] {
