@@ -8,10 +8,13 @@
 pub mod changes;
 pub mod diff;
 pub mod doctor;
+pub mod driver;
 mod helper;
 mod hint;
+pub mod layer;
 pub mod mount;
 pub mod run;
+mod state;
 pub mod umount;
 
 use std::ffi::OsString;
@@ -23,6 +26,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::error::Error;
+use state::StateArgs;
 
 /// The version of the program we stand in for: consumers ask for 1.10 at least.
 const DROP_IN_VERSION: &str = "fuse-overlayfs: version 1.17";
@@ -55,6 +59,8 @@ Exit status: 0 done, 1 failed, 2 wrong usage; `run` ends as its command does.";
 #[derive(Debug, Parser)]
 #[command(name = "plyfs", bin_name = "plyfs", version = VERSION, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
+    #[command(flatten)]
+    state: StateArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -67,6 +73,8 @@ enum Command {
     Doctor(doctor::Args),
     Changes(changes::Args),
     Diff(diff::Args),
+    Layer(layer::Args),
+    Driver(driver::Args),
 }
 
 /// Why a verb did not succeed, and the status to end with.
@@ -95,7 +103,7 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Some(name) => helper::run(name, arguments.get(1..).unwrap_or_default()),
         None => {
             start_log(false);
-            dispatch(Cli::parse_from(arguments).command)
+            dispatch(Cli::parse_from(arguments))
         }
     };
     match result {
@@ -108,14 +116,16 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(command: Command) -> std::result::Result<u8, Failure> {
-    match command {
+fn dispatch(cli: Cli) -> std::result::Result<u8, Failure> {
+    match cli.command {
         Command::Mount(args) => mount::run(&args)?,
         Command::Umount(args) => umount::run(&args)?,
         Command::Run(args) => return run::run(&args),
         Command::Doctor(args) => doctor::run(&args)?,
         Command::Changes(args) => changes::run(&args)?,
         Command::Diff(args) => diff::run(&args)?,
+        Command::Layer(args) => return Ok(layer::run(&args, &cli.state)?),
+        Command::Driver(args) => driver::run(&args, &cli.state)?,
     }
     Ok(0)
 }
@@ -152,6 +162,14 @@ fn warn(text: &str) {
 /// Says what was asked for besides data.
 fn tell(text: &str) {
     eprintln!("plyfs: {text}");
+}
+
+/// Writes a value as JSON to standard output.
+fn print_json(value: &impl serde::Serialize) -> crate::Result<()> {
+    let mut text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::io("encode", "standard output", error.into()))?;
+    text.push('\n');
+    print(text.as_bytes())
 }
 
 /// Writes data to standard output, all of it or an error.

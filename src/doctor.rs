@@ -76,6 +76,11 @@ pub fn examine(root: Option<&Path>) -> Result<Report> {
     Ok(Report::new(standing, (root, probed), answers, drivers, chosen))
 }
 
+/// The state directory of whoever asks.
+pub fn state_directory() -> Result<PathBuf> {
+    usual_root(Standing::now())
+}
+
 /// Whether a directory can be made there, as a trial: the filesystem may be one that never answers.
 fn try_directory(root: &Path, answers: &mut Answers) {
     let dir = existing(root);

@@ -13,6 +13,7 @@
 
 mod pending;
 mod record;
+mod view;
 
 use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Read};
@@ -35,6 +36,8 @@ const SPLIT: &str = "tar-split.gz";
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
+    /// Where mounts are counted; it need not outlive a boot.
+    run: PathBuf,
     driver: Arc<dyn Driver>,
 }
 
@@ -43,8 +46,8 @@ struct Locked(#[allow(dead_code, reason = "the lock ends with the descriptor")] 
 
 impl Store {
     /// Opens the store at `root` on a driver whose home is there, and undoes or finishes what a crash left.
-    pub fn open(root: &Path, driver: Arc<dyn Driver>) -> Result<Store> {
-        let store = Store { root: root.to_path_buf(), driver };
+    pub fn open(root: &Path, run: &Path, driver: Arc<dyn Driver>) -> Result<Store> {
+        let store = Store { root: root.to_path_buf(), run: run.to_path_buf(), driver };
         for dir in [store.layers(), store.pending()] {
             make_private(&dir)?;
         }
@@ -161,6 +164,11 @@ impl Store {
         self.get(id)?;
         if let Some(child) = self.child_of(id)? {
             let by = format!("layer '{child}', which lies on it; remove that first");
+            return Err(Error::InUse { kind: "layer", name: id.to_string(), by });
+        }
+        let users = self.users(id)?;
+        if users > 0 {
+            let by = format!("its mount, {users} times; unmount it first");
             return Err(Error::InUse { kind: "layer", name: id.to_string(), by });
         }
         let (dir, gone) = (self.layers().join(id.as_str()), self.hidden());

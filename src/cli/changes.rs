@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
-use crate::layer::changes;
+use crate::layer::changes::{self, Change};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,9 +32,13 @@ pub struct Args {
 
 /// Prints the list.
 pub fn run(args: &Args) -> Result<()> {
-    let changes = changes::list(&args.upper, &args.lowers)?;
+    show(&changes::list(&args.upper, &args.lowers)?, args.json)
+}
+
+/// Prints a list of changes, a line each or as JSON.
+pub(super) fn show(changes: &[Change], json: bool) -> Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let written = if args.json {
+    let written = if json {
         serde_json::to_writer_pretty(&mut out, &changes)
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out))

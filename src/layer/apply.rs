@@ -40,7 +40,7 @@ use unpack::Unpack;
 const BLOCK: usize = 512;
 
 /// What an archive held.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Applied {
     /// Bytes of the data of its files.
     pub size: u64,

@@ -1,0 +1,227 @@
+//! `plyfs layer`.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+
+use super::state::{StateArgs, pairs};
+use crate::driver::{Create, LayerId, MountOptions};
+use crate::error::{Context, Error, Result};
+use crate::layer::apply::Limits;
+use crate::store::Store;
+
+const EXAMPLES: &str = "\
+Examples:
+  plyfs layer create --read-only base             a layer to be filled from an archive
+  plyfs layer apply base rootfs.tar.zst           fill it
+  plyfs layer create --parent base box            a layer on top, to be written
+  cd $(plyfs layer mount box)                     see it, change it
+  plyfs layer changes box                         what it adds, changes and deletes
+  plyfs layer diff box -o box.tar                 the same as an image layer
+  plyfs layer umount box && plyfs layer rm box";
+
+/// Keep directories as layers: make, fill, mount, compare and remove them
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Make an empty layer
+    Create {
+        /// Fill it from an archive instead of writing to it
+        #[arg(long)]
+        read_only: bool,
+        /// The layer it lies on
+        #[arg(long, value_name = "ID")]
+        parent: Option<String>,
+        /// The SELinux label of its mounts
+        #[arg(long, value_name = "L")]
+        label: Option<String>,
+        /// An option of this layer, as size=BYTES or inodes=N
+        #[arg(long = "opt", value_name = "K=V")]
+        options: Vec<String>,
+        /// Its name
+        id: String,
+    },
+    /// Fill an empty read-only layer from a tar archive, plain or compressed with gzip or zstd, and print its size
+    Apply {
+        /// Its name
+        id: String,
+        /// The archive; standard input without, or for -
+        file: Option<PathBuf>,
+    },
+    /// Write what a layer adds to its parent as an image layer, the very archive that it was filled from if it was
+    Diff {
+        /// Write to FILE, which appears when it is complete, and not to standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Its name
+        id: String,
+    },
+    /// List what a layer adds (A), changes (C) and deletes (D)
+    Changes {
+        /// Its name
+        id: String,
+    },
+    /// Mount a layer and print where; each mount wants its own umount
+    Mount {
+        /// The SELinux label, instead of the layer's own
+        #[arg(long, value_name = "L")]
+        label: Option<String>,
+        /// Further options of the filesystem
+        #[arg(short, value_name = "OPTION", value_delimiter = ',')]
+        options: Vec<String>,
+        /// Its name
+        id: String,
+    },
+    /// Take one mount of a layer back; the last one unmounts it
+    Umount {
+        /// Its name
+        id: String,
+    },
+    /// Remove layers that nothing lies on
+    Rm {
+        /// Their names
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Succeed if there is such a layer, and fail with 1 and in silence if not
+    Exists {
+        /// Its name
+        id: String,
+    },
+    /// Print how many bytes a layer adds to its parent
+    Size {
+        /// Its name
+        id: String,
+    },
+    /// Print everything that is known of a layer, as JSON
+    Inspect {
+        /// Its name
+        id: String,
+    },
+    /// List the layers
+    Ls,
+}
+
+/// Does it. The status is 1 for a layer that `exists` does not find.
+pub fn run(args: &Args, state: &StateArgs) -> Result<u8> {
+    let store = state.open()?;
+    match &args.verb {
+        Verb::Create { read_only, parent, label, options, id } => {
+            let parent = parent.as_deref().map(LayerId::new).transpose()?;
+            let spec =
+                Create { read_only: *read_only, label: label.clone(), options: pairs(options)? };
+            store.create(&LayerId::new(id)?, parent.as_ref(), &spec)?;
+        }
+        Verb::Apply { id, file } => apply(&store, id, file.as_deref(), state.json)?,
+        Verb::Diff { output, id } => diff(&store, &LayerId::new(id)?, output.as_deref())?,
+        Verb::Changes { id } => {
+            super::changes::show(&store.changes(&LayerId::new(id)?)?, state.json)?
+        }
+        Verb::Mount { label, options, id } => {
+            let options = MountOptions {
+                label: label.clone(),
+                extra: options.clone(),
+                ..MountOptions::default()
+            };
+            let path = store.mount(&LayerId::new(id)?, &options)?;
+            tell(&path.display().to_string(), ("path", path.to_string_lossy().into()), state.json)?;
+        }
+        Verb::Umount { id } => store.unmount(&LayerId::new(id)?)?,
+        Verb::Rm { ids } => {
+            ids.iter().try_for_each(|id| store.remove(&LayerId::new(id)?))?;
+        }
+        Verb::Exists { id } => return Ok(u8::from(store.find(&LayerId::new(id)?)?.is_none())),
+        Verb::Size { id } => {
+            let size = store.size(&LayerId::new(id)?)?;
+            tell(&size.to_string(), ("size", size.into()), state.json)?;
+        }
+        Verb::Inspect { id } => inspect(&store, &LayerId::new(id)?)?,
+        Verb::Ls => list(&store, state.json)?,
+    }
+    Ok(0)
+}
+
+fn apply(store: &Store, id: &str, file: Option<&Path>, json: bool) -> Result<()> {
+    let id = LayerId::new(id)?;
+    let mut archive: Box<dyn Read> = match file.filter(|path| path.as_os_str() != "-") {
+        Some(path) => Box::new(File::open(path).on("open", path)?),
+        None if io::stdin().is_terminal() => {
+            return Err(Error::invalid(
+                "standard input",
+                "is a terminal; name an archive or use a pipe",
+            ));
+        }
+        None => Box::new(io::stdin().lock()),
+    };
+    let applied = store.apply(&id, &mut archive, &Limits::default())?;
+    if json {
+        return super::print_json(&applied);
+    }
+    super::print(format!("{}\n", applied.size).as_bytes())
+}
+
+fn diff(store: &Store, id: &LayerId, output: Option<&Path>) -> Result<()> {
+    if let Some(path) = output.filter(|path| path.as_os_str() != "-") {
+        let staged = crate::durable::Staged::beside(path)?;
+        let mut out = BufWriter::with_capacity(128 * 1024, &staged.file);
+        store.diff(id, &mut out)?;
+        out.flush().on("write", path)?;
+        drop(out);
+        return staged.publish(path);
+    }
+    if io::stdout().is_terminal() {
+        return Err(Error::invalid(
+            "standard output",
+            "is a terminal; name a file with -o or use a pipe",
+        ));
+    }
+    let mut out = BufWriter::with_capacity(128 * 1024, io::stdout().lock());
+    store.diff(id, &mut out)?;
+    out.flush().on("write", "standard output")
+}
+
+fn inspect(store: &Store, id: &LayerId) -> Result<()> {
+    let record = store.get(id)?;
+    let usage = store.driver().usage(id)?;
+    let metadata: BTreeMap<_, _> = store.driver().metadata(id)?.into_iter().collect();
+    super::print_json(&serde_json::json!({
+        "layer": record,
+        "driver": store.driver().name(),
+        "metadata": metadata,
+        "usage": { "bytes": usage.bytes, "inodes": usage.inodes },
+    }))
+}
+
+fn list(store: &Store, json: bool) -> Result<()> {
+    let records = store.list()?;
+    if json {
+        return super::print_json(&records);
+    }
+    let width = records.iter().map(|record| record.id.len()).max().unwrap_or(0).max(2);
+    let mut text = String::new();
+    if !records.is_empty() {
+        text.push_str(&format!("{:width$}  {:width$}  KIND        SIZE\n", "ID", "PARENT"));
+    }
+    for record in &records {
+        let kind = if record.read_only { "read-only" } else { "read-write" };
+        let parent = record.parent.as_deref().unwrap_or("-");
+        let size = record.content.as_ref().map_or_else(|| "-".to_owned(), |x| x.size.to_string());
+        text.push_str(&format!("{:width$}  {parent:width$}  {kind:10}  {size}\n", record.id));
+    }
+    super::print(text.as_bytes())
+}
+
+/// One fact, as a line or as an object.
+fn tell(line: &str, (key, value): (&str, serde_json::Value), json: bool) -> Result<()> {
+    match json {
+        true => super::print_json(&serde_json::json!({ key: value })),
+        false => super::print(format!("{line}\n").as_bytes()),
+    }
+}

@@ -1,0 +1,152 @@
+//! Seeing a layer: mounted, as the list of its changes, as an archive.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{SPLIT, Store};
+use crate::driver::{Diffing, LayerId, MountOptions, Parts, View};
+use crate::error::{Context, Error, Result};
+use crate::layer::changes::{self, Change, ChangeKind};
+use crate::layer::compare::{self, Tree};
+use crate::layer::diff::{self, Spec};
+use crate::layer::split::{self, Difference};
+use crate::mount::count::Counts;
+use crate::mount::plan::Server;
+
+impl Store {
+    /// Mounts a layer, or takes part in the mount that is there. Returns where it is seen.
+    pub fn mount(&self, id: &LayerId, options: &MountOptions) -> Result<PathBuf> {
+        let record = self.get(id)?;
+        let mut options = options.clone();
+        options.read_only |= record.read_only;
+        options.label = options.label.or(record.label);
+        match self.driver.view(id, &options)? {
+            View::Path(path) => Ok(path),
+            View::Mount(mount) => {
+                let path = self.counts()?.mount(id.as_str(), &mount, &self.server()?)?;
+                if self.find(id)?.is_none() {
+                    // It was removed meanwhile.
+                    self.counts()?.unmount(id.as_str(), &mount.target)?;
+                    return Err(Error::NotFound { kind: "layer", name: id.to_string() });
+                }
+                Ok(path)
+            }
+        }
+    }
+
+    /// Takes one mount of a layer back; the last one unmounts it.
+    pub fn unmount(&self, id: &LayerId) -> Result<()> {
+        self.get(id)?;
+        match self.driver.view(id, &MountOptions::default())? {
+            View::Path(_) => Ok(()),
+            View::Mount(mount) => self.counts()?.unmount(id.as_str(), &mount.target).map(drop),
+        }
+    }
+
+    /// How many have the layer mounted.
+    pub fn users(&self, id: &LayerId) -> Result<u64> {
+        match self.driver.view(id, &MountOptions::default())? {
+            View::Path(_) => Ok(0),
+            View::Mount(mount) => self.counts()?.count(id.as_str(), &mount.target),
+        }
+    }
+
+    fn counts(&self) -> Result<Counts> {
+        Counts::open(&self.run)
+    }
+
+    /// This very program, also after its file was replaced.
+    fn server(&self) -> Result<Server> {
+        let program = Path::new("/proc/self/exe");
+        Ok(Server::Program(program.read_link().on("read", program)?))
+    }
+
+    /// What a layer adds to, changes and deletes in its parent, sorted by path.
+    pub fn changes(&self, id: &LayerId) -> Result<Vec<Change>> {
+        let record = self.get(id)?;
+        let Parts { own, below } = self.driver.parts(id)?;
+        match self.driver.diffing(id)? {
+            Diffing::Native => changes::list(&own, &below),
+            Diffing::Naive => {
+                let old = self.parent_tree(record.parent.as_deref())?;
+                compare::list(old.as_ref(), &Tree { top: own, below })
+            }
+        }
+    }
+
+    /// Writes what a layer adds to its parent as an image layer: the archive that it was filled from, byte for byte, if it
+    /// was. After an error `out` has no end of archive.
+    pub fn diff(&self, id: &LayerId, out: &mut impl Write) -> Result<()> {
+        let record = self.get(id)?;
+        if record.content.is_some() {
+            return self.archive(id, out);
+        }
+        let Parts { own, below } = self.driver.parts(id)?;
+        match self.driver.diffing(id)? {
+            Diffing::Native => {
+                diff::write(&Spec { upper: own, lowers: below, user_marks: false }, out)
+            }
+            Diffing::Naive => {
+                let old = self.parent_tree(record.parent.as_deref())?;
+                compare::write(old.as_ref(), &Tree { top: own, below }, out)
+            }
+        }
+    }
+
+    /// Puts the archive that a layer was filled from together again.
+    fn archive(&self, id: &LayerId, out: &mut impl Write) -> Result<()> {
+        let path = self.split(id);
+        match File::open(&path) {
+            Ok(mut record) => split::assemble(&mut record, &*self.driver.files(id)?, out),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::Corrupt {
+                what: format!("layer '{id}'"),
+                detail: format!("{} is missing", path.display()),
+            }),
+            Err(e) => Err(Error::io("open", path, e)),
+        }
+    }
+
+    /// Which files of a layer are not those of its archive any more; none for a layer that was not filled from one.
+    pub fn differences(&self, id: &LayerId) -> Result<Vec<Difference>> {
+        if self.get(id)?.content.is_none() {
+            return Ok(Vec::new());
+        }
+        let path = self.split(id);
+        split::check(&mut File::open(&path).on("open", &path)?, &*self.driver.files(id)?)
+    }
+
+    fn split(&self, id: &LayerId) -> PathBuf {
+        self.layers().join(id.as_str()).join(SPLIT)
+    }
+
+    /// Bytes of the data of the files that a layer adds or changes, one with several names once.
+    pub fn size(&self, id: &LayerId) -> Result<u64> {
+        if let Some(content) = self.get(id)?.content {
+            return Ok(content.size);
+        }
+        let own = self.driver.parts(id)?.own;
+        let (mut seen, mut size) = (HashSet::new(), 0);
+        for change in self.changes(id)?.iter().filter(|x| x.kind != ChangeKind::Deleted) {
+            let path = own.join(change.path.strip_prefix("/").unwrap_or(&change.path));
+            match path.symlink_metadata() {
+                Ok(found) if found.is_file() && seen.insert((found.dev(), found.ino())) => {
+                    size += found.len();
+                }
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    return Err(Error::io("stat", path, e));
+                }
+                _ => {}
+            }
+        }
+        Ok(size)
+    }
+
+    fn parent_tree(&self, parent: Option<&str>) -> Result<Option<Tree>> {
+        let Some(parent) = parent else { return Ok(None) };
+        let Parts { own, below } = self.driver.parts(&LayerId::new(parent)?)?;
+        Ok(Some(Tree { top: own, below }))
+    }
+}
