@@ -297,6 +297,37 @@ every_driver! {
         }
     };
 
+    sweeping_does_not_disturb_who_is_at_work, |store| {
+        store.read_write("source", None);
+        fill_base(&store.own("source"));
+        let archive = store.diff("source", None);
+        let second = crate::driver_kit::open(store.driver.name(), &store.root());
+        let busy = std::sync::atomic::AtomicBool::new(true);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while busy.load(std::sync::atomic::Ordering::Relaxed) {
+                    second.sweep().unwrap();
+                }
+            });
+            let work = || {
+                for n in 0..20 {
+                    let name = format!("a{n}");
+                    store.read_only(&name, None);
+                    store.apply(&name, &archive).unwrap();
+                    store.read_write("child", Some(&name));
+                    assert_eq!(store.differences("source", "child"), Vec::<String>::new());
+                    store.driver.remove(&id("child")).unwrap();
+                    store.driver.remove(&id(&name)).unwrap();
+                }
+            };
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            busy.store(false, std::sync::atomic::Ordering::Relaxed);
+            done.unwrap();
+        });
+        store.driver.sweep().unwrap();
+        assert_eq!(store.driver.list().unwrap(), [id("source")]);
+    };
+
     files_are_found_by_their_names_in_the_archive, |store| {
         store.read_write("a", None);
         fill_base(&store.own("a"));

@@ -118,11 +118,17 @@ fn what_a_crash_leaves_is_swept() {
     symlink("../b/diff", home.join("l/ABC")).unwrap();
     fs::create_dir_all(home.join("a/diff.new/half")).unwrap();
     assert_eq!(store.driver.list().unwrap(), [id("a")]);
-    assert_eq!(store.driver.sweep().unwrap().len(), 4);
+    // While another process is at work, only what is removed already is deleted.
+    let working = fs::File::open(home.join(".lock")).unwrap();
+    rustix::fs::flock(&working, rustix::fs::FlockOperation::LockShared).unwrap();
+    assert_eq!(store.driver.sweep().unwrap().len(), 1);
+    assert!(home.join(".new-ABC").exists() && home.join("a/diff.new").exists());
+    drop(working);
+    assert_eq!(store.driver.sweep().unwrap().len(), 3);
     assert_eq!(store.driver.sweep().unwrap(), Vec::<String>::new());
     let mut left: Vec<_> = fs::read_dir(&home).unwrap().map(|e| e.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, ["a", "l"]);
+    assert_eq!(left, [".lock", "a", "l"]);
     assert_eq!(fs::read_dir(home.join("l")).unwrap().count(), 1);
     assert_eq!(fs::read_dir(home.join("a")).unwrap().count(), 2);
 }

@@ -288,6 +288,7 @@ impl Driver for Hardlink {
         if self.diffing(id)? == Diffing::Native {
             refuse_full(id, &upper)?;
         }
+        let _working = self.layers.work()?;
         let root = dir.join(FRESH);
         trash::delete(&dir, FRESH.as_ref(), None).on("delete", &root)?;
         let applied = self
@@ -346,18 +347,19 @@ impl Driver for Hardlink {
     }
 
     fn sweep(&self) -> Result<Vec<String>> {
-        let mut done = self.layers.sweep()?;
-        for id in self.list()? {
-            let dir = self.layers.at(&id);
-            if dir.join("root").is_dir() && self.drop_container(&dir)? {
-                done.push(format!("layer '{id}': finished making it an image"));
+        self.layers.sweep(|done| {
+            for id in self.list()? {
+                let dir = self.layers.at(&id);
+                if dir.join("root").is_dir() && self.drop_container(&dir)? {
+                    done.push(format!("layer '{id}': finished making it an image"));
+                }
+                if dir.join(FRESH).exists() {
+                    trash::delete(&dir, FRESH.as_ref(), None).on("delete", dir.join(FRESH))?;
+                    done.push(format!("layer '{id}': deleted content that was not finished"));
+                }
             }
-            if dir.join(FRESH).exists() {
-                trash::delete(&dir, FRESH.as_ref(), None).on("delete", dir.join(FRESH))?;
-                done.push(format!("layer '{id}': deleted content that was not finished"));
-            }
-        }
-        Ok(done)
+            Ok(())
+        })
     }
 
     fn cleanup(&self) -> Result<()> {

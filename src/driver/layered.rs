@@ -125,6 +125,7 @@ impl Driver for Layered {
         let Parts { own, below } = self.layout.parts(id)?;
         let dir = self.layout.dir(id)?;
         refuse_full(id, &own)?;
+        let _working = self.layout.work()?;
         self.layout.delete_fresh(id)?;
         let root = dir.join(FRESH);
         let deletions = Deletions::Overlay;

@@ -22,15 +22,15 @@ mod sweep;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use plyfs_fuse::owner::OVERRIDE_NAMES;
 
+use super::shelf::Shelf;
 use super::{Create, LayerId, Parts};
 use crate::error::{Context, Error, Result};
-use crate::sys::{copy, probe, publish, trash, tree};
+use crate::sys::{copy, probe, publish, tree};
 
 /// The directory of short links.
 const LINKS: &str = "l";
@@ -40,18 +40,12 @@ const SHORT: usize = 26;
 /// this format write nothing, and mean it for good.
 const READ_ONLY: &[u8] = b"read-only";
 const HAS_CHILDREN: &[u8] = b"has children";
-/// Names of what is being made and of what is being deleted.
-const NEW: &str = ".new-";
-const GONE: &str = ".gone-";
 /// Content that is being made inside a layer.
 pub(super) const FRESH: &str = "diff.new";
-/// How long a removal may delete before it leaves the rest to a sweep.
-const PATIENCE: Duration = Duration::from_millis(20);
-
 /// A directory of layers.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
-    home: PathBuf,
+    shelf: Shelf,
     /// The most layers that may lie below one.
     deepest: usize,
     /// Owners are kept in attributes that only a mount shows, so a layer without a parent is mounted too.
@@ -61,17 +55,23 @@ pub(super) struct Layout {
 impl Layout {
     /// Opens the directory, made when it is missing.
     pub(super) fn open(home: PathBuf, deepest: usize, records: bool) -> Result<Layout> {
-        for (dir, mode) in [(home.clone(), 0o710), (home.join(LINKS), 0o700)] {
-            match std::fs::DirBuilder::new().mode(mode).create(&dir) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                other => other.on("create", &dir)?,
+        let shelf = Shelf::open(home)?;
+        let links = shelf.dir().join(LINKS);
+        match std::fs::DirBuilder::new().mode(0o700).create(&links) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(Error::io("create", links, error));
             }
+            _ => Ok(Layout { shelf, deepest, records }),
         }
-        Ok(Layout { home, deepest, records })
     }
 
     pub(super) fn home(&self) -> &Path {
-        &self.home
+        self.shelf.dir()
+    }
+
+    /// Keeps a sweep of another process from what is being made, as long as the value lives.
+    pub(super) fn work(&self) -> Result<std::fs::File> {
+        self.shelf.work()
     }
 
     /// The directory of a layer that exists.
@@ -83,7 +83,7 @@ impl Layout {
     }
 
     fn at(&self, id: &LayerId) -> PathBuf {
-        self.home.join(id.as_str())
+        self.home().join(id.as_str())
     }
 
     pub(super) fn exists(&self, id: &LayerId) -> Result<bool> {
@@ -97,7 +97,7 @@ impl Layout {
 
     pub(super) fn list(&self) -> Result<Vec<LayerId>> {
         let mut layers = Vec::new();
-        for name in names(&self.home)? {
+        for name in names(self.home())? {
             let Ok(id) = LayerId::new(&name) else { continue };
             if self.exists(&id)? {
                 layers.push(id);
@@ -114,29 +114,19 @@ impl Layout {
         parent: Option<&LayerId>,
         spec: &Create,
     ) -> Result<()> {
-        if self.exists(id)? {
-            return Err(Error::Exists { kind: "layer", name: id.to_string() });
-        }
         let short = publish::random_name(SHORT).on("read", "/dev/urandom")?;
-        let new = self.home.join(format!("{NEW}{short}"));
-        let link = self.home.join(LINKS).join(&short);
-        let done = self.build(&new, &short, parent, spec).and_then(|()| {
-            std::os::unix::fs::symlink(Path::new("..").join(id.as_str()).join("diff"), &link)
-                .on("create", &link)?;
-            publish::sync_dir(&self.home.join(LINKS)).on("sync", &link)?;
-            match publish::rename_new(&new, &self.at(id)) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    Err(Error::Exists { kind: "layer", name: id.to_string() })
-                }
-                other => other.on("rename", &new),
-            }
+        let links = self.home().join(LINKS);
+        let link = links.join(&short);
+        let made = self.shelf.publish(id, |new| {
+            self.build(new, &short, parent, spec)?;
+            symlink(Path::new("..").join(id.as_str()).join("diff"), &link).on("create", &link)?;
+            publish::sync_dir(&links).on("sync", &links)
         });
-        if let Err(error) = done {
+        let claimed = std::fs::read_to_string(self.at(id).join("link")).unwrap_or_default();
+        if made.is_err() && claimed != short {
             discard(&link);
-            self.delete(&new, None)?;
-            return Err(error);
         }
-        publish::sync_dir(&self.home).on("sync", &self.home)
+        made
     }
 
     /// Makes the layer's directory under another name.
@@ -219,23 +209,12 @@ impl Layout {
         if !self.exists(id)? {
             return Ok(());
         }
-        let dir = self.at(id);
-        super::refuse_mounted(&dir, id)?;
-        let link = std::fs::read_to_string(dir.join("link")).unwrap_or_default();
-        let gone = self.home.join(format!("{GONE}{}", publish::random_name(SHORT).on("read", "")?));
-        std::fs::rename(&dir, &gone).on("rename", &dir)?;
+        let link = std::fs::read_to_string(self.at(id).join("link")).unwrap_or_default();
+        self.shelf.remove(id)?;
         if is_short(link.trim_end()) {
-            discard(&self.home.join(LINKS).join(link.trim_end()));
+            discard(&self.home().join(LINKS).join(link.trim_end()));
         }
-        publish::sync_dir(&self.home).on("sync", &self.home)?;
-        self.delete(&gone, Some(Instant::now() + PATIENCE))?;
         Ok(())
-    }
-
-    /// Deletes a directory in the home; whether it is gone.
-    fn delete(&self, dir: &Path, deadline: Option<Instant>) -> Result<bool> {
-        let name = dir.file_name().unwrap_or_default();
-        trash::delete(&self.home, name, deadline).on("delete", dir)
     }
 
     /// The layer's parent.
@@ -289,7 +268,7 @@ impl Layout {
 
     /// The layer that a short link leads to.
     fn target(&self, short: &str) -> Result<Option<LayerId>> {
-        let link = self.home.join(LINKS).join(short);
+        let link = self.home().join(LINKS).join(short);
         let to = match std::fs::read_link(&link) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {
                 return Ok(None);

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 pub use super::options::Config;
+use super::shelf::LOCK;
 use super::{Driver, fuse_overlay, hardlink, layered, overlay2, vfs};
 use crate::error::{Error, Result};
 
@@ -183,6 +184,7 @@ fn is_used(home: &Path) -> bool {
         return home.symlink_metadata().is_ok();
     };
     entries.into_iter().any(|entry| match entry {
+        Ok(entry) if entry.file_name() == LOCK => false,
         Ok(entry) => entry.file_name() != "l" || is_used(&entry.path()),
         Err(_) => true,
     })

@@ -1,7 +1,11 @@
 //! A directory whose entries appear and go whole: what is being made and what is being deleted has names of its own, which
 //! no layer can have.
+//!
+//! Several processes may work in it, each on layers of its own, and each takes part in the lock `.lock` while it makes
+//! something that has no name yet. So whoever gets the lock alone knows that everything unfinished was left by a crash.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +18,8 @@ use crate::sys::{publish, trash};
 
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
+/// The lock that all who make something take part in.
+pub(super) const LOCK: &str = ".lock";
 /// How long a removal may delete before it leaves the rest to a sweep.
 const PATIENCE: Duration = Duration::from_millis(20);
 
@@ -50,6 +56,7 @@ impl Shelf {
         if self.at(id).symlink_metadata().is_ok() {
             return Err(Error::Exists { kind: "layer", name: id.to_string() });
         }
+        let _working = self.work()?;
         let new = self.name(NEW)?;
         let done = make(&new).and_then(|()| match publish::rename_new(&new, &self.at(id)) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -72,6 +79,7 @@ impl Shelf {
         path: &Path,
         make: impl FnOnce(&Path) -> Result<T>,
     ) -> Result<T> {
+        let _working = self.work()?;
         let new = self.name(NEW)?;
         let made = make(&new).and_then(|made| {
             publish::sync_filesystem(&new).on("sync", &new)?;
@@ -86,7 +94,7 @@ impl Shelf {
         made
     }
 
-    /// Puts the layer out of sight, and deletes what there is time for.
+    /// Puts the layer out of sight, of sweeps too, and deletes what there is time for.
     pub(super) fn remove(&self, id: &LayerId) -> Result<()> {
         let dir = self.at(id);
         if dir.symlink_metadata().is_err() {
@@ -94,8 +102,10 @@ impl Shelf {
         }
         super::refuse_mounted(&dir, id)?;
         let gone = self.name(GONE)?;
+        let working = self.work()?;
         std::fs::rename(&dir, &gone).on("rename", &dir)?;
         publish::sync_dir(&self.0).on("sync", &self.0)?;
+        drop(working);
         self.delete(&gone, Some(Instant::now() + PATIENCE))?;
         Ok(())
     }
@@ -112,17 +122,46 @@ impl Shelf {
         Ok(layers)
     }
 
-    /// Deletes what was never finished and what is removed; a line for each.
-    pub(super) fn sweep(&self) -> Result<Vec<String>> {
+    /// Deletes what was never finished and what is removed; a line for each. `mend` puts other things right meanwhile.
+    pub(super) fn sweep(
+        &self,
+        mend: impl FnOnce(&mut Vec<String>) -> Result<()>,
+    ) -> Result<Vec<String>> {
         let mut done = Vec::new();
-        for name in names(&self.0)? {
-            if name.starts_with(NEW) || name.starts_with(GONE) {
-                self.delete(&self.0.join(&name), None)?;
-                let what = if name.starts_with(NEW) { "unfinished" } else { "removed" };
-                done.push(format!("deleted the rest of something {what}: {name}"));
+        if let Some(_alone) = self.alone()? {
+            for name in names(&self.0)?.iter().filter(|name| name.starts_with(NEW)) {
+                let from = self.0.join(name);
+                std::fs::rename(&from, self.name(GONE)?).on("rename", &from)?;
             }
+            mend(&mut done)?;
+        }
+        for name in names(&self.0)?.iter().filter(|name| name.starts_with(GONE)) {
+            self.delete(&self.0.join(name), None)?;
+            done.push(format!(
+                "deleted what was left of something removed or never finished: {name}"
+            ));
         }
         Ok(done)
+    }
+
+    /// Keeps others from taking what we are making for something left, as long as the value lives.
+    pub(super) fn work(&self) -> Result<File> {
+        let file = self.lock_file()?;
+        publish::lock_shared(&file).on("lock", self.0.join(LOCK))?;
+        Ok(file)
+    }
+
+    /// Keeps others from making anything; nothing when somebody is at it.
+    fn alone(&self) -> Result<Option<File>> {
+        let file = self.lock_file()?;
+        let locked = publish::try_lock(&file).on("lock", self.0.join(LOCK))?;
+        Ok(locked.then_some(file))
+    }
+
+    fn lock_file(&self) -> Result<File> {
+        let path = self.0.join(LOCK);
+        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        open.on("open", &path)
     }
 
     fn name(&self, prefix: &str) -> Result<PathBuf> {

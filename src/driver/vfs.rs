@@ -176,7 +176,7 @@ impl Driver for Vfs {
     }
 
     fn sweep(&self) -> Result<Vec<String>> {
-        self.layers.sweep()
+        self.layers.sweep(|_| Ok(()))
     }
 
     fn cleanup(&self) -> Result<()> {

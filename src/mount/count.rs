@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::plan::{self, Mount, Server};
 use super::table;
 use crate::error::{Context, Error, Result};
-use crate::sys::publish;
+use crate::sys::{self, publish};
 
 /// Version of the record.
 const VERSION: u32 = 1;
@@ -162,7 +162,7 @@ impl Counts {
         let path = self.0.join(".lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.on("open", &path)?;
-        publish::lock(&file).on("lock", &path)?;
+        sys::lock_file(&file, true).on("lock", &path)?;
         Ok(file)
     }
 }

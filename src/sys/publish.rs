@@ -59,12 +59,21 @@ pub fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     Ok(rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
 }
 
-/// Waits until nobody else has a file locked, and locks it until it is closed.
-pub fn lock(file: &File) -> io::Result<()> {
+/// Waits until nobody has a file for himself, and takes part in it until it is closed (flock(2)).
+pub fn lock_shared(file: &File) -> io::Result<()> {
     loop {
-        match rustix::fs::flock(file, rustix::fs::FlockOperation::LockExclusive) {
+        match rustix::fs::flock(file, rustix::fs::FlockOperation::LockShared) {
             Err(rustix::io::Errno::INTR) => {}
             other => return Ok(other?),
         }
+    }
+}
+
+/// Takes a file for ourselves until it is closed; false when somebody else takes part in it.
+pub fn try_lock(file: &File) -> io::Result<bool> {
+    match rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 const DEPTH: usize = 64;
 
 /// Deletes `name` in the directory at `dir` and all in it, until `deadline`; whether it is gone. One that is not there is
-/// gone.
+/// gone; another process may be deleting it too.
 pub fn delete(dir: &Path, name: &OsStr, deadline: Option<Instant>) -> io::Result<bool> {
     let parent = super::tree::open_root(dir)?;
     let mut trash = Trash { deadline, moved: 0, top: None };
@@ -46,7 +46,10 @@ impl Trash {
             self.top = Some(fd.try_clone()?);
         }
         loop {
-            let names = super::tree::list(&fd)?;
+            let names = match super::tree::list(&fd) {
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Vec::new(),
+                other => other?,
+            };
             for inner in &names {
                 if depth >= DEPTH && self.raise(fd.as_fd(), inner)? {
                     continue;
@@ -75,6 +78,7 @@ impl Trash {
             let flags = rustix::fs::RenameFlags::NOREPLACE;
             match rustix::fs::renameat_with(dir, name, top, &to, flags) {
                 Err(Errno::EXIST) => {}
+                Err(Errno::NOENT) => return Ok(true),
                 other => return Ok(other.map(|()| true)?),
             }
         }

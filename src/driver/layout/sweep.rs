@@ -4,31 +4,25 @@ use std::collections::HashSet;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::{FRESH, GONE, HAS_CHILDREN, LINKS, Layout, NEW, SHORT, discard, is_short, names};
+use super::{FRESH, HAS_CHILDREN, LINKS, Layout, SHORT, discard, is_short, names};
 use crate::driver::LayerId;
 use crate::error::{Context, Error, Result};
 use crate::sys::publish;
 
 impl Layout {
-    /// Deletes what is left over and mends links, while nobody else changes the home. A line for each thing done.
+    /// Deletes what is left over and mends links; only what is removed already where another process is at work. A line for
+    /// each thing done.
     pub(in crate::driver) fn sweep(&self) -> Result<Vec<String>> {
-        let mut done = Vec::new();
-        for name in names(self.home())? {
-            if name.starts_with(NEW) || name.starts_with(GONE) {
-                self.delete(&self.home().join(&name), None)?;
-                let what = if name.starts_with(NEW) { "unfinished layer" } else { "removed layer" };
-                done.push(format!("deleted the rest of a {what}: {name}"));
+        self.shelf.sweep(|done| {
+            for id in self.list()? {
+                if self.delete_fresh(&id)? {
+                    done.push(format!("layer '{id}': deleted content that was not finished"));
+                }
+                self.mend_link(&id, done)?;
             }
-        }
-        for id in self.list()? {
-            if self.delete_fresh(&id)? {
-                done.push(format!("layer '{id}': deleted content that was not finished"));
-            }
-            self.mend_link(&id, &mut done)?;
-        }
-        self.drop_links(&mut done)?;
-        self.release_parents(&mut done)?;
-        Ok(done)
+            self.drop_links(done)?;
+            self.release_parents(done)
+        })
     }
 
     /// Deletes content that an apply has not finished.
