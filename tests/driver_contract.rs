@@ -229,8 +229,11 @@ every_driver! {
             assert!(!mount.target.exists());
         }
         let options = MountOptions { volatile: true, ..MountOptions::default() };
-        store.see_with("top", &options, |root| {
-            fs::write(root.join("file"), "x").unwrap();
+        for text in ["one", "two"] {
+            store.see_with("top", &options, |root| fs::write(root.join("file"), text).unwrap());
+        }
+        store.see("top", |root| {
+            assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "two");
         });
     };
 

@@ -1,7 +1,9 @@
 //! What `overlay2` and `fuse-overlay` have in common: all but who mounts.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::fill::{self, Deletions, Files, Target};
 use super::layout::{self, FRESH, Layout};
@@ -215,16 +217,39 @@ pub(super) fn refuse_full(id: &LayerId, own: &Path) -> Result<()> {
 
 /// A directory for trying things, which goes whatever comes of them.
 #[derive(Debug)]
-pub(super) struct Trial(PathBuf);
+pub(super) struct Trial(PathBuf, #[allow(dead_code, reason = "its lock tells that we live")] File);
+
+/// The beginning of its name.
+const TRIAL: &str = ".trial-";
+/// How long one that nobody has locked may be one whose maker is about to.
+const FRESH_FOR: Duration = Duration::from_secs(60);
 
 impl Trial {
     /// Makes one in the root of a store, which is made too when it is missing.
     pub(super) fn new(root: &Path) -> Result<Trial> {
         std::fs::create_dir_all(root).on("create", root)?;
+        Trial::sweep(root)?;
         let name = publish::random_name(12).on("read", "/dev/urandom")?;
-        let path = root.join(format!(".trial-{name}"));
+        let path = root.join(format!("{TRIAL}{name}"));
         layout::make_dir(&path, 0o700)?;
-        Ok(Trial(path))
+        let lock = File::open(&path).on("open", &path)?;
+        publish::lock_shared(&lock).on("lock", &path)?;
+        Ok(Trial(path, lock))
+    }
+
+    /// Deletes those whose makers died.
+    fn sweep(root: &Path) -> Result<()> {
+        for name in layout::names(root)?.iter().filter(|name| name.starts_with(TRIAL)) {
+            let path = root.join(name);
+            let Ok(dir) = File::open(&path) else { continue };
+            let age =
+                dir.metadata().and_then(|found| found.modified()).on("stat", &path)?.elapsed();
+            let old = age.is_ok_and(|age| age > FRESH_FOR);
+            if old && publish::try_lock(&dir).on("lock", &path)? {
+                trash::delete(root, name.as_ref(), None).on("delete", &path)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -59,7 +59,7 @@ impl Layout {
         let links = shelf.dir().join(LINKS);
         match std::fs::DirBuilder::new().mode(0o700).create(&links) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(Error::io("create", links, error));
+                Err(Error::io("create", links, error))
             }
             _ => Ok(Layout { shelf, deepest, records }),
         }

@@ -129,7 +129,12 @@ pub fn take_away(target: &Path, lazily: bool) -> Result<()> {
         super::unmount(target, lazily)?;
     } else {
         match sys::unmount(&found.target, lazily) {
-            Ok(()) => wait_until_gone(&found)?,
+            Ok(()) => {
+                wait_until_gone(&found)?;
+                if !lazily {
+                    overlay::settle(&found);
+                }
+            }
             Err(error) if sys::is(&error, sys::EBUSY) => return Err(super::busy(target)),
             Err(error) => return Err(Error::io("unmount", target, error)),
         }

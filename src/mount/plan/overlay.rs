@@ -8,10 +8,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use super::super::table::MountPoint;
 use super::Mount;
 use crate::error::{Error, Result};
 use crate::sys::context::{self, Context, Detached};
-use crate::sys::{self, probe, publish};
+use crate::sys::{self, probe, publish, trash};
 
 /// The longest text that one option may be set to (fsconfig(2)).
 const TEXT_LIMIT: usize = 255;
@@ -165,6 +166,23 @@ fn by_text(mount: &Mount, why: &io::Error) -> Result<()> {
     }
     let done = context::mount_by_text("overlay", &mount.target, &list, mount.upper.is_none());
     done.map_err(|error| refused(mount, error))
+}
+
+/// A volatile mount leaves a mark with which the kernel refuses any other on the same directories: what was written may not be
+/// on disk. It is written out here, after an orderly end, and the mark goes.
+pub(super) fn settle(gone: &MountPoint) {
+    let words = || gone.options.split(',');
+    if gone.kind != "overlay" || !words().any(|word| word == "volatile" || word == "fsync=volatile")
+    {
+        return;
+    }
+    let Some(work) = words().find_map(|word| word.strip_prefix("workdir=")) else { return };
+    let marks = Path::new(work).join("work/incompat");
+    let settled = publish::sync_filesystem(&marks)
+        .and_then(|()| trash::delete(&marks, OsStr::new("volatile"), None));
+    if let Err(error) = settled {
+        log::warn!("{}: its mark of a volatile mount stays: {error}", marks.display());
+    }
 }
 
 /// The options as mount(2) takes them.
