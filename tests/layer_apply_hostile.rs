@@ -324,6 +324,40 @@ fn everything_works_where_openat2_is_forbidden() {
     }
 }
 
+#[test]
+fn mutated_archives_neither_panic_nor_leave_the_root() {
+    let place = Place::over(tar().dir("d").file("d/f", "1").symlink("l", "/etc"));
+    let map: [(&str, &[u8]); 2] = [("GNU.sparse.map", b"5,2,100,1"), ("GNU.sparse.size", b"200")];
+    let tar = tar().dir("d").pax(&[("mtime", b"1.5"), ("uid", b"7")]).file("d/f", "data");
+    let tar = tar.symlink("s", "../etc").link("h", "d/f").file("s/passwd", "x").whiteout(".wh.l");
+    let tar = tar.edited(b'L', "L", b"l/passwd\0", |_| {}).file("x", "y");
+    let archive = tar.pax(&map).file("sp", "abc").whiteout("d/.wh..wh..opq").end();
+    let mut rng = crate::common::rng::Rng::new(7);
+    for _ in 0..3000 {
+        let mut bytes = archive.clone();
+        for _ in 0..=rng.below(3) {
+            let at = rng.below(bytes.len());
+            let change = [0, b'/', b'.', b'0', b'7', b'1', b'5', b'x', 0xff, b'\n'];
+            bytes[at] = rng.pick(&change);
+            // Most changes would end at the checksum.
+            let block = at / 512 * 512;
+            if bytes[block + 257..].starts_with(b"ustar") {
+                bytes[block + 148..block + 156].copy_from_slice(b"        ");
+                let sum: u32 = bytes[block..block + 512].iter().map(|&byte| u32::from(byte)).sum();
+                bytes[block + 148..block + 155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+            }
+        }
+        match place.apply(&bytes) {
+            Ok(_) => {}
+            Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        }
+        let list = |path: &str| std::fs::read_dir(place.sandbox.at(path)).unwrap().count();
+        assert_eq!((list("."), list("etc"), list("lower1")), (6, 1, 2));
+        std::fs::remove_dir_all(place.root()).unwrap();
+        std::fs::create_dir(place.root()).unwrap();
+    }
+}
+
 as_both! { what_a_failed_apply_leaves_is_inside, || {
     let place = Place::new();
     place.refusal(&tar().file("a", "1").symlink("l", "../etc").file("l/passwd", "2").file("a/b", "").end());
