@@ -80,6 +80,12 @@ as_both! { whiteouts_of_links_and_behind_links_stay_inside, || {
     assert_eq!(place.tree(), ["d etc", "w etc/passwd", "w y"]);
 } }
 
+as_both! { deleting_from_a_missing_directory_makes_none, || {
+    let place = Place::removing();
+    place.applied(tar().whiteout("no/.wh.x").whiteout("none/.wh..wh..opq").file("f", ""));
+    assert_eq!(place.tree(), ["- f="]);
+} }
+
 as_both! { what_replaces_a_deleted_name_hides_it_too, || {
     let place = Place::over(tar().file("a/x", "").file("b/x", "").file("c", ""));
     place.applied(tar().whiteout(".wh.a").dir("a").file("b", "1").dir("b").whiteout(".wh.c").symlink("c", "t"));

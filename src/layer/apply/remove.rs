@@ -76,8 +76,10 @@ impl Unpack<'_> {
         }
         let Some(deleted) = name.strip_prefix(PREFIX) else { return Ok(false) };
         if *name == OPAQUE_FILE.as_bytes() && entry.kind != Kind::Dir {
-            self.enter(above, Wanted::Content, entry)?;
-            self.hide_all()?;
+            let wanted = if self.dialect.is_some() { Wanted::Content } else { Wanted::Deletion };
+            if self.enter(above, wanted, entry)? {
+                self.hide_all()?;
+            }
             return Ok(true);
         }
         if name.starts_with(AUFS) {

@@ -23,7 +23,7 @@ const LINKS: usize = 40;
 pub(super) enum Wanted {
     /// Something goes there: what is missing is made.
     Content,
-    /// A deletion, which means nothing behind a dead symlink.
+    /// A deletion, which means nothing behind a dead symlink, nor where there is nothing to delete from.
     Deletion,
     /// What is there: only directories of lower layers are made.
     Look,
@@ -71,7 +71,9 @@ impl Unpack<'_> {
                 Step::Missing(found) => {
                     let below_dir = found.as_ref().is_some_and(|found| !found.dirs.is_empty());
                     match wanted {
-                        Wanted::Deletion if links > 0 && !below_dir => return Ok(false),
+                        Wanted::Deletion if (links > 0 || self.dialect.is_none()) && !below_dir => {
+                            return Ok(false);
+                        }
                         Wanted::Look if !below_dir => return Ok(false),
                         _ => self.imply(&name, found, entry)?,
                     }
