@@ -61,6 +61,7 @@ mod semantics_rename;
 mod semantics_ring;
 mod semantics_stats;
 mod semantics_xattr;
+mod store_layers;
 
 use std::path::Path;
 

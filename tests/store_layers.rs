@@ -1,0 +1,202 @@
+//! The store and its verbs, on every driver: layers are made, filled, mounted, listed, given back and removed, and what a
+//! crash leaves is cleared away.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use plyfs::driver::{Create, LayerId};
+use plyfs::store::Store;
+
+use crate::common::cmd::{Cmd, Done};
+use crate::driver_kit;
+use crate::every_driver;
+
+/// A store of a driver, used through the command line.
+struct Box_<'a>(&'a driver_kit::Store);
+
+impl Box_<'_> {
+    fn plyfs(&self, words: &[&str]) -> Cmd {
+        let driver = self.0.driver.name();
+        let root = self.0.root();
+        let run = self.0.sandbox.dir("run");
+        Cmd::plyfs()
+            .env("XDG_RUNTIME_DIR", run)
+            .arg("--root")
+            .arg(root)
+            .args(["--driver", driver])
+            .args(words)
+    }
+
+    fn does(&self, words: &[&str]) -> Done {
+        self.plyfs(words).succeeds()
+    }
+
+    /// Fills a new layer from an archive of `tree`.
+    fn fill(&self, id: &str, parent: Option<&str>, tree: &Path) -> PathBuf {
+        let archive = self.0.sandbox.at(format!("{id}.tar"));
+        Cmd::new("tar").arg("-cf").arg(&archive).arg("-C").arg(tree).arg(".").succeeds();
+        let mut words = vec!["layer", "create", "--read-only"];
+        words.extend(parent.iter().flat_map(|parent| ["--parent", parent]));
+        self.does(&[&words[..], &[id]].concat());
+        self.does(&["layer", "apply", id, archive.to_str().unwrap()]);
+        archive
+    }
+
+    fn open(&self) -> plyfs::Result<Store> {
+        let driver = driver_kit::open(self.0.driver.name(), &self.0.root());
+        Store::open(&self.0.root(), &self.0.sandbox.at("run/counts"), Arc::from(driver))
+    }
+}
+
+fn tree(store: &driver_kit::Store) -> PathBuf {
+    let tree = store.sandbox.dir("tree");
+    fs::create_dir(tree.join("d")).unwrap();
+    for (name, text) in [("a", "one\n"), ("d/b", "two\n"), ("d/c", "three\n")] {
+        fs::write(tree.join(name), text).unwrap();
+    }
+    std::os::unix::fs::symlink("a", tree.join("l")).unwrap();
+    tree
+}
+
+fn a_layer_is_filled_changed_and_given_back(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let archive = store.fill("base", None, &tree(store.0));
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    let at = store.does(&["layer", "mount", "box"]).stdout.trim_end().to_owned();
+    let at = Path::new(&at);
+    assert_eq!(fs::read_to_string(at.join("a")).unwrap(), "one\n");
+    fs::write(at.join("new"), "x").unwrap();
+    fs::write(at.join("a"), "changed").unwrap();
+    fs::remove_file(at.join("d/b")).unwrap();
+    // The second mount is the same one, and the first to be taken back takes nothing away.
+    store.does(&["layer", "mount", "box"]).says(at.to_str().unwrap());
+    store.does(&["layer", "umount", "box"]);
+    assert!(at.join("new").exists());
+    store.does(&["layer", "umount", "box"]);
+    let changes = store.does(&["layer", "changes", "box"]).stdout;
+    assert_eq!(changes, "C /a\nC /d\nD /d/b\nA /new\n");
+    assert_eq!(store.does(&["layer", "size", "box"]).stdout, "8\n");
+    let copy = store.0.sandbox.at("copy.tar");
+    store.does(&["layer", "diff", "base", "-o", copy.to_str().unwrap()]);
+    assert!(fs::read(&copy).unwrap() == fs::read(&archive).unwrap(), "the very bytes");
+    let diff = store.0.sandbox.at("diff.tar");
+    store.does(&["layer", "diff", "box", "-o", diff.to_str().unwrap()]);
+    store.does(&["layer", "create", "--read-only", "--parent", "base", "again"]);
+    store.does(&["layer", "apply", "again", diff.to_str().unwrap()]);
+    assert_eq!(store.does(&["layer", "changes", "again"]).stdout, changes);
+    assert_eq!(store.0.differences("box", "again"), [] as [&str; 0]);
+}
+
+fn a_layer_in_use_is_not_removed(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    store.plyfs(&["layer", "rm", "base"]).exits(1).complains("layer 'box', which lies on it");
+    if store.0.driver.name() != "vfs" {
+        store.does(&["layer", "mount", "box"]);
+        store.plyfs(&["layer", "rm", "box"]).exits(1).complains("unmount it first");
+        store.does(&["layer", "umount", "box"]);
+    }
+    store.does(&["layer", "rm", "box", "base"]);
+    store.plyfs(&["layer", "exists", "base"]).exits(1);
+    assert_eq!(store.does(&["layer", "ls"]).stdout, "");
+    assert_eq!(store.0.driver.list().unwrap(), []);
+}
+
+fn wrong_input_changes_nothing(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    let junk = store.0.sandbox.at("junk");
+    fs::write(&junk, vec![7; 5000]).unwrap();
+    store.does(&["layer", "create", "--read-only", "bad"]);
+    store.plyfs(&["layer", "apply", "bad", junk.to_str().unwrap()]).exits(1);
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    for (words, why) in [
+        (&["layer", "create", "base"][..], "already exists"),
+        (&["layer", "create", "--parent", "none", "x"], "layer 'none': not found"),
+        (&["layer", "create", "a/b"], "may hold letters"),
+        (&["layer", "create", "--opt", "colour=red", "x"], "colour"),
+        (&["layer", "create", "--read-only", "--opt", "size=1G", "x"], "size"),
+        (&["layer", "apply", "base", "/dev/null"], "holds an archive already"),
+        (&["layer", "apply", "box", "/dev/null"], "--read-only"),
+        (&["layer", "rm", "none"], "layer 'none': not found"),
+        (&["layer", "umount", "none"], "layer 'none': not found"),
+        (&["layer", "changes", "none"], "layer 'none': not found"),
+    ] {
+        store.plyfs(words).exits(1).complains(why);
+    }
+    let names: Vec<String> =
+        store.open().unwrap().list().unwrap().into_iter().map(|x| x.id).collect();
+    assert_eq!(names, ["bad", "base", "box"]);
+    assert_eq!(fs::read_dir(store.0.root().join("pending")).unwrap().count(), 0);
+    // What could not be filled is as empty as before.
+    let archive = store.0.sandbox.at("base.tar");
+    store.does(&["layer", "apply", "bad", archive.to_str().unwrap()]);
+    assert_eq!(store.0.differences("base", "bad"), [] as [&str; 0]);
+}
+
+fn what_a_crash_left_is_cleared_away(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    let (root, driver) = (store.0.root(), &store.0.driver);
+    let pending = |id: &str, work: &str| fs::write(root.join("pending").join(id), work).unwrap();
+    let id = |name: &str| LayerId::new(name).unwrap();
+    let spec = Create { read_only: true, ..Create::default() };
+    // Made, and not recorded.
+    driver.create(&id("made"), Some(&id("base")), &spec).unwrap();
+    pending("made", "create");
+    // Filled, and not recorded.
+    store.does(&["layer", "create", "--read-only", "filled"]);
+    let archive = fs::read(store.0.sandbox.at("base.tar")).unwrap();
+    store.0.apply("filled", &archive).unwrap();
+    fs::write(root.join("layers/filled/tar-split.gz"), "half").unwrap();
+    pending("filled", "apply");
+    // Not in the records any more, and not removed.
+    driver.create(&id("removed"), None, &spec).unwrap();
+    pending("removed", "remove");
+    // Announced only.
+    pending("announced", "");
+    fs::create_dir(root.join("layers/.0123")).unwrap();
+    let open = store.open().unwrap();
+    let names: Vec<String> = open.list().unwrap().into_iter().map(|x| x.id).collect();
+    assert_eq!(names, ["base", "filled"]);
+    assert_eq!(driver.list().unwrap(), [id("base"), id("filled")]);
+    assert_eq!(fs::read_dir(root.join("pending")).unwrap().count(), 0);
+    assert_eq!(open.unknown().unwrap(), []);
+    assert_eq!(open.changes(&id("filled")).unwrap(), [], "it is empty again");
+    drop(open);
+    store.does(&["layer", "apply", "filled", store.0.sandbox.at("base.tar").to_str().unwrap()]);
+    assert_eq!(store.0.differences("base", "filled"), [] as [&str; 0]);
+}
+
+fn storage_of_others_is_told_and_left(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.0.read_only("foreign", None);
+    let open = store.open().unwrap();
+    assert_eq!(open.unknown().unwrap(), [LayerId::new("foreign").unwrap()]);
+    let error =
+        open.create(&LayerId::new("foreign").unwrap(), None, &Create::default()).unwrap_err();
+    assert!(error.to_string().contains("already exists"), "{error}");
+    assert!(store.0.driver.exists(&LayerId::new("foreign").unwrap()).unwrap());
+}
+
+fn the_driver_tells_what_it_found(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let name = store.0.driver.name();
+    store.does(&["driver", "status"]).says(&format!("Driver: {name} (named)"));
+    let json = store.does(&["--json", "driver", "status"]).stdout;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["driver"], name);
+    assert!(json["status"]["Backing Filesystem"].is_string(), "{json}");
+    store.does(&["driver", "cleanup"]);
+}
+
+every_driver! {
+    filled_changed_and_given_back, a_layer_is_filled_changed_and_given_back;
+    in_use_is_not_removed, a_layer_in_use_is_not_removed;
+    wrong_input, wrong_input_changes_nothing;
+    crash, what_a_crash_left_is_cleared_away;
+    foreign_storage, storage_of_others_is_told_and_left;
+    status, the_driver_tells_what_it_found;
+}
