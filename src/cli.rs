@@ -48,6 +48,7 @@ Examples:
   plyfs changes U                                     what U adds, changes and deletes
   plyfs diff -o layer.tar U                           the same as an image layer
   plyfs umount M
+  plyfs layer --help                                  keep directories as layers
   plyfs doctor                                        what this host allows
 
 Called as fuse-overlayfs, mount.plyfs or mount.fuse.plyfs, or with -o as its first

@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
+use crate::sys::publish;
 
 /// Puts `bytes` at `path`, in place of what is there.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -16,7 +17,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Makes names made in, or taken from, a directory outlive a crash of the machine.
 pub fn sync_dir(path: &Path) -> Result<()> {
-    File::open(path).and_then(|dir| dir.sync_all()).on("sync", path)
+    publish::sync_dir(path).on("sync", path)
 }
 
 /// A new file that gets its name when it is complete, and goes when it never is.

@@ -1,7 +1,7 @@
 //! plyfs stacks directories, as a container image stacks layers, and shows them as one writable
 //! tree. This crate is what stands around the overlay filesystem itself (crate [`plyfs_fuse`], which
-//! knows directories only): mounting it, running a command in a throwaway view, and telling what an
-//! upper directory holds.
+//! knows directories only): mounting it, running a command in a throwaway view, telling what an
+//! upper directory holds, and keeping directories as layers.
 //!
 //! The road runs one way. A room may use the rooms below it:
 //!
@@ -10,8 +10,11 @@
 //! | [`cli`] | the command line; the only room that prints |
 //! | [`doctor`] | what this host allows, found by trying |
 //! | [`run`] | one command inside a view, in namespaces of its own |
-//! | [`layer`] | what an upper directory holds: as a list of changes, as a tar stream |
-//! | [`mount`] | starting the server of a mount, the table of mounts, unmounting |
+//! | [`store`] | layers with records, on a driver |
+//! | [`driver`] | how layers lie on disk, and what has to be mounted to see one |
+//! | [`layer`] | what a directory holds: as a list of changes, as a tar stream, and back |
+//! | [`mount`] | a mount as data, performing it, the table of mounts, unmounting |
+//! | [`durable`] | files replaced whole |
 //! | [`error`], `sys` | few kinds of errors; the only unsafe code |
 //!
 //! Three words used throughout: a *lower* is a directory that is only read, the *upper* is where
