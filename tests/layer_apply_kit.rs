@@ -154,6 +154,11 @@ pub struct Place {
     pub limits: Limits,
 }
 
+/// Owners are set by who may set them.
+pub fn owners() -> Owners {
+    if rustix::process::geteuid().is_root() { Owners::Set } else { Owners::Ignore }
+}
+
 impl Place {
     pub fn new() -> Place {
         let sandbox = Sandbox::new();
@@ -161,7 +166,7 @@ impl Place {
         fs::create_dir(sandbox.at("etc")).unwrap();
         fs::write(sandbox.at("etc/passwd"), "outside").unwrap();
         let whiteouts = Whiteouts::Overlay { user: rootless::inside() };
-        let target = Target { root, lowers: Vec::new(), whiteouts, owners: Owners::Set };
+        let target = Target { root, lowers: Vec::new(), whiteouts, owners: owners() };
         Place { sandbox, target, limits: Limits::default() }
     }
 
