@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{SPLIT, Store};
 use crate::driver::{Diffing, LayerId, MountOptions, Parts, View};
@@ -26,7 +26,7 @@ impl Store {
         match self.driver.view(id, &options)? {
             View::Path(path) => Ok(path),
             View::Mount(mount) => {
-                let path = self.counts()?.mount(id.as_str(), &mount, &self.server()?)?;
+                let path = self.counts()?.mount(id.as_str(), &mount, &server())?;
                 if self.find(id)?.is_none() {
                     // It was removed meanwhile.
                     self.counts()?.unmount(id.as_str(), &mount.target)?;
@@ -56,12 +56,6 @@ impl Store {
 
     fn counts(&self) -> Result<Counts> {
         Counts::open(&self.run)
-    }
-
-    /// This very program, also after its file was replaced.
-    fn server(&self) -> Result<Server> {
-        let program = Path::new("/proc/self/exe");
-        Ok(Server::Program(program.read_link().on("read", program)?))
     }
 
     /// What a layer adds to, changes and deletes in its parent, sorted by path.
@@ -149,4 +143,9 @@ impl Store {
         let Parts { own, below } = self.driver.parts(&LayerId::new(parent)?)?;
         Ok(Some(Tree { top: own, below }))
     }
+}
+
+/// This very program, also after its file was replaced: in the new process too the link leads to it.
+fn server() -> Server {
+    Server::Program(PathBuf::from("/proc/self/exe"))
 }
