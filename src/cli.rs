@@ -118,12 +118,20 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> std::result::Result<u8, Failure> {
+    let takes_state = matches!(
+        cli.command,
+        Command::Layer(_) | Command::Driver(_) | Command::Doctor(_) | Command::Changes(_)
+    );
+    if !takes_state && cli.state != StateArgs::default() {
+        let why = "mean something to layer, driver, doctor and changes only";
+        return Err(Failure::usage(Error::invalid("options before the verb", why)));
+    }
     match cli.command {
         Command::Mount(args) => mount::run(&args)?,
         Command::Umount(args) => umount::run(&args)?,
         Command::Run(args) => return run::run(&args),
-        Command::Doctor(args) => doctor::run(&args)?,
-        Command::Changes(args) => changes::run(&args)?,
+        Command::Doctor(args) => doctor::run(&args.over(&cli.state))?,
+        Command::Changes(args) => changes::run(&args.over(&cli.state))?,
         Command::Diff(args) => diff::run(&args)?,
         Command::Layer(args) => return Ok(layer::run(&args, &cli.state)?),
         Command::Driver(args) => driver::run(&args, &cli.state)?,

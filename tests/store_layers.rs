@@ -200,3 +200,13 @@ every_driver! {
     foreign_storage, storage_of_others_is_told_and_left;
     status, the_driver_tells_what_it_found;
 }
+
+#[test]
+fn options_before_a_verb_that_has_no_use_for_them_are_wrong_usage() {
+    let sandbox = crate::common::sandbox::Sandbox::new();
+    let root = sandbox.at("state");
+    let before = |words: &[&str]| Cmd::plyfs().arg("--json").arg("--root").arg(&root).args(words);
+    before(&["diff", "/nowhere"]).exits(2).complains("options before the verb");
+    before(&["changes", sandbox.upper().to_str().unwrap()]).succeeds().says("[]");
+    before(&["doctor"]).succeeds().says(root.to_str().unwrap());
+}

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use super::state::StateArgs;
 use crate::error::{Error, Result};
 use crate::layer::changes::{self, Change};
 
@@ -28,6 +29,14 @@ pub struct Args {
     lowers: Vec<PathBuf>,
     /// The upper directory
     upper: PathBuf,
+}
+
+impl Args {
+    /// These, with what was said before the verb.
+    pub(super) fn over(mut self, before: &StateArgs) -> Args {
+        self.json |= before.json;
+        self
+    }
 }
 
 /// Prints the list.

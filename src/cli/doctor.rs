@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use super::state::StateArgs;
 use crate::doctor::{self, Report};
 use crate::error::{Context, Error, Result};
 use crate::sys;
@@ -29,6 +30,15 @@ pub struct Args {
     /// State directory whose filesystem is tried; it need not exist
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
+}
+
+impl Args {
+    /// These, with what was said before the verb where these say nothing.
+    pub(super) fn over(mut self, before: &StateArgs) -> Args {
+        self.json |= before.json;
+        self.root = self.root.or_else(|| before.root.clone());
+        self
+    }
 }
 
 /// Tries everything and prints what came of it.

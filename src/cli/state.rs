@@ -10,7 +10,7 @@ use crate::error::{Context, Error, Result};
 use crate::store::Store;
 
 /// Where the store is, and how it keeps its layers.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct StateArgs {
     /// State directory [default: /var/lib/plyfs for root, $XDG_DATA_HOME/plyfs for others]
     #[arg(long, value_name = "DIR")]
@@ -27,15 +27,6 @@ pub struct StateArgs {
 }
 
 impl StateArgs {
-    /// These, with what was said before the verb where these say nothing.
-    pub fn over(mut self, before: &StateArgs) -> StateArgs {
-        self.root = self.root.or_else(|| before.root.clone());
-        self.driver = self.driver.or_else(|| before.driver.clone());
-        self.storage_opts.splice(0..0, before.storage_opts.iter().cloned());
-        self.json |= before.json;
-        self
-    }
-
     /// Opens the store.
     pub fn open(&self) -> Result<Store> {
         let config = self.config()?;
