@@ -1,7 +1,7 @@
 //! Copy-up: give a lower object an upper twin.
 //!
-//! The twin is built in the work directory and renamed into place, so everybody sees either the
-//! lower object or the finished upper one. Directories above come first, topmost first. Order on
+//! The twin is built without a name or in the work directory and then gets its name, so everybody sees
+//! either the lower object or the finished upper one. Directories above come first, topmost first. Order on
 //! the twin: data, owner, xattrs, mode, times; each step undoes part of a later one if done after
 //! it, or could not be done after it by an ordinary user's daemon. The times of the directory that gets the twin are put back.
 //!
@@ -23,7 +23,7 @@ use crate::origin::Origin;
 use crate::side;
 use crate::stack::Upper;
 use crate::sys::{self, NewTimes, Seek, Stat};
-use crate::workdir::Temp;
+use crate::workdir::{Temp, Workdir};
 use crate::xattr;
 
 /// Bytes copied at once where the kernel cannot copy by itself.
@@ -43,11 +43,40 @@ struct Source {
     dir: Arc<OwnedFd>,
     name: Arc<OsStr>,
     stat: Stat,
-    /// Where the lower layers have the object, as a redirect says it, if it may become a metacopy.
-    path: Option<std::path::PathBuf>,
     /// Where the data of a file is: the file itself, or what a metacopy stands for.
     data: Option<LowerFile>,
     origin: Option<Origin>,
+}
+
+/// Where a twin is built.
+enum Twin<'a> {
+    /// Under a name in the work directory.
+    Named(Temp<'a>),
+    /// A file that has no name yet, of which nothing is left if it never gets one.
+    Unnamed(OwnedFd),
+}
+
+impl<'a> Twin<'a> {
+    /// A place for a twin, with a file in it already where a file without links (`alone`) can be made
+    /// without a name.
+    fn new(work: &'a Workdir, alone: bool) -> io::Result<Twin<'a>> {
+        let file = if alone { work.unnamed()? } else { None };
+        Ok(file.map_or_else(|| Twin::Named(work.temp()), Twin::Unnamed))
+    }
+
+    fn place(&self) -> (BorrowedFd<'_>, &OsStr) {
+        match self {
+            Twin::Named(temp) => (temp.dir(), temp.name()),
+            Twin::Unnamed(file) => (file.as_fd(), OsStr::new("")),
+        }
+    }
+
+    /// The twin has its name.
+    fn keep(self) {
+        if let Twin::Named(temp) = self {
+            temp.keep();
+        }
+    }
 }
 
 impl Overlay {
@@ -113,9 +142,10 @@ impl Overlay {
             return self.fill(inode).at("copy up data", path);
         }
         let source = self.source(inode).at("copy up", path)?;
-        let temp = upper.work.temp();
-        let metacopy = self.build(&temp, &source, depth).at("copy up", path)?;
-        self.publish(inode, temp, &source, metacopy).at("copy up", path)?;
+        let alone = source.stat.kind() == sys::S_IFREG && source.stat.nlink == 1;
+        let twin = Twin::new(&upper.work, alone).at("copy up", path)?;
+        let metacopy = self.build(&twin, &source, depth).at("copy up", path)?;
+        self.publish(inode, twin, &source, metacopy).at("copy up", path)?;
         self.stats.copied_up();
         Ok(())
     }
@@ -137,17 +167,15 @@ impl Overlay {
         } else {
             self.origin_of(dir.as_fd(), &name, stat.dev)
         };
-        let link = inode.link().filter(|_| self.may_metacopy(&stat));
-        let path = link.map(|link| self.lower_path(&link.parent).join(&*link.name));
-        Ok(Source { dir, name, stat, path, data, origin })
+        Ok(Source { dir, name, stat, data, origin })
     }
 
-    /// Builds the twin in the work directory; true when it is a metacopy.
-    fn build(&self, temp: &Temp<'_>, source: &Source, depth: Depth) -> io::Result<bool> {
-        let (dir, name, stat) = (temp.dir(), temp.name(), &source.stat);
+    /// Builds the twin; true when it is a metacopy.
+    fn build(&self, twin: &Twin<'_>, source: &Source, depth: Depth) -> io::Result<bool> {
+        let ((dir, name), stat) = (twin.place(), &source.stat);
         let mut metacopy = false;
         match stat.kind() {
-            sys::S_IFREG => metacopy = self.build_file(temp, source, depth)?,
+            sys::S_IFREG => metacopy = self.build_file(twin, source, depth)?,
             sys::S_IFDIR => sys::mkdir(dir, name, 0o700)?,
             sys::S_IFLNK => sys::symlink(dir, name, &sys::readlink(&*source.dir, &source.name)?)?,
             kind => self.make_special(dir, name, (kind | 0o600, stat.rdev))?,
@@ -155,8 +183,13 @@ impl Overlay {
         let from = (source.dir.as_fd(), &*source.name);
         self.copy_owner(from, (dir, name), stat)?;
         xattr::copy(from, (dir, name), self.options.xattr_permissions, stat.is_dir())?;
+        // The origin first, so that it is within the inode where that has room: the marks that are
+        // alike in all metacopies then share a block.
         if let Some(origin) = &source.origin {
             self.write_origin(dir, name, origin)?;
+        }
+        if metacopy {
+            self.mark_metacopy(dir, name)?;
         }
         self.copy_mode((dir, name), stat)?;
         let times =
@@ -173,14 +206,18 @@ impl Overlay {
         }
     }
 
-    fn build_file(&self, temp: &Temp<'_>, source: &Source, depth: Depth) -> io::Result<bool> {
-        let file = sys::open_new(temp.dir(), temp.name(), 0o600)?;
-        let path = source.path.as_ref().filter(|_| depth == Depth::Attributes);
-        if let Some(path) = path {
-            if self.mark_metacopy(temp.dir(), temp.name(), path)? {
-                sys::truncate(&file, source.stat.size)?;
-                return Ok(true);
+    fn build_file(&self, twin: &Twin<'_>, source: &Source, depth: Depth) -> io::Result<bool> {
+        let made;
+        let file = match twin {
+            Twin::Unnamed(file) => file,
+            Twin::Named(temp) => {
+                made = sys::open_new(temp.dir(), temp.name(), 0o600)?;
+                &made
             }
+        };
+        if depth == Depth::Attributes && self.may_metacopy(&source.stat) {
+            sys::truncate(file, source.stat.size)?;
+            return Ok(true);
         }
         let keep = match depth {
             Depth::Data(Some(keep)) => keep.min(source.stat.size),
@@ -191,10 +228,10 @@ impl Overlay {
                 return Err(io::Error::from_raw_os_error(sys::ESTALE));
             };
             let from = self.open_lower(data, sys::O_RDONLY | sys::O_NONBLOCK)?;
-            copy_data(&from, &file, keep)?;
+            copy_data(&from, file, keep)?;
             self.stats.copied_data(keep);
             if self.options.fsync && !self.options.volatile {
-                sys::fsync(&file, true)?;
+                sys::fsync(file, true)?;
             }
         }
         Ok(false)
@@ -218,13 +255,17 @@ impl Overlay {
     fn publish(
         &self,
         inode: &Arc<Inode>,
-        temp: Temp<'_>,
+        twin: Twin<'_>,
         source: &Source,
         metacopy: bool,
     ) -> io::Result<()> {
         loop {
             let Some(link) = inode.link() else {
-                return self.publish_orphan(inode, &temp, source);
+                // It lost its last name while it was copied, or before: it lives on by descriptor.
+                let (dir, name) = twin.place();
+                let pin = UpperAt::Pinned(Arc::new(sys::open(dir, name, sys::O_PATH)?));
+                self.promote(inode, pin, source, metacopy);
+                return Ok(());
             };
             let Some(parent) = self.upper_dir(&link.parent).map_err(|e| e.source)? else {
                 // The name that was first is not any more, and the directory of the next one is still
@@ -247,18 +288,7 @@ impl Overlay {
             if source.origin.is_some() || metacopy {
                 self.mark_impure(&link.parent, parent.as_fd())?;
             }
-            let group = source.origin.as_ref().filter(|_| source.stat.nlink > 1 && !inode.is_dir());
-            let at = match group {
-                Some(origin) => {
-                    let place = (parent.as_fd(), &*link.name);
-                    self.publish_group(temp.name(), origin, &source.stat, place)?
-                }
-                None => {
-                    lend::rename(temp.dir(), temp.name(), &*parent, &link.name, 0)?;
-                    UpperAt::Named
-                }
-            };
-            temp.keep();
+            let at = self.give_name(twin, source, (parent.as_fd(), &link.name))?;
             self.note_copy(inode, parent.as_fd(), &link.name);
             self.begins_empty(inode, (parent.as_fd(), &link.name), &above);
             self.promote(inode, at, source, metacopy);
@@ -266,16 +296,33 @@ impl Overlay {
         }
     }
 
-    /// The object lost its last name while it was copied, or before: it lives on by descriptor.
-    fn publish_orphan(
+    /// Gives the twin its name, or what names of a link group have in the place of one.
+    fn give_name(
         &self,
-        inode: &Arc<Inode>,
-        temp: &Temp<'_>,
+        twin: Twin<'_>,
         source: &Source,
-    ) -> io::Result<()> {
-        let pin = sys::open(temp.dir(), temp.name(), sys::O_PATH)?;
-        self.promote(inode, UpperAt::Pinned(Arc::new(pin)), source, false);
-        Ok(())
+        (dir, name): (BorrowedFd<'_>, &OsStr),
+    ) -> io::Result<UpperAt> {
+        let at = match &twin {
+            Twin::Unnamed(file) => {
+                lend::lend(&[(dir, OsStr::new(""))], || sys::link_fd(file, dir, name))?;
+                UpperAt::Named
+            }
+            Twin::Named(temp) => {
+                let linked = source.stat.nlink > 1 && !source.stat.is_dir();
+                match source.origin.as_ref().filter(|_| linked) {
+                    Some(origin) => {
+                        self.publish_group(temp.name(), origin, &source.stat, (dir, name))?
+                    }
+                    None => {
+                        lend::rename(temp.dir(), temp.name(), dir, name, 0)?;
+                        UpperAt::Named
+                    }
+                }
+            }
+        };
+        twin.keep();
+        Ok(at)
     }
 
     fn promote(&self, inode: &Arc<Inode>, at: UpperAt, source: &Source, metacopy: bool) {

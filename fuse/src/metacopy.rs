@@ -7,7 +7,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -79,21 +79,10 @@ impl Overlay {
         self.options.metacopy && stat.kind() == sys::S_IFREG && stat.size > 0 && stat.nlink == 1
     }
 
-    /// Marks a file in the work directory as a metacopy of what the lower layers have at `path`;
-    /// false when that is too long for a redirect, so that the data has to be copied.
-    pub(crate) fn mark_metacopy(
-        &self,
-        dir: impl AsFd,
-        name: &OsStr,
-        path: &Path,
-    ) -> io::Result<bool> {
-        let Some(value) = redirect::value(path) else {
-            return Ok(false);
-        };
-        let space = self.stack.space;
-        lend::set_xattr(dir.as_fd(), name, &space.key("redirect"), &value)?;
-        lend::set_xattr(dir.as_fd(), name, &space.key("metacopy"), b"")?;
-        Ok(true)
+    /// Marks a file in the work directory as a metacopy of what the lower layers have under its name.
+    /// No redirect: who renames or links a metacopy gives it its data first.
+    pub(crate) fn mark_metacopy(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        lend::set_xattr(dir, name, &self.stack.space.key("metacopy"), b"")
     }
 }
 

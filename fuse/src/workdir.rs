@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::acl;
 use crate::error::{Context, Error, Result};
@@ -35,6 +35,8 @@ pub(crate) struct Workdir {
     marks: OnceLock<OwnedFd>,
     path: PathBuf,
     next: AtomicU64,
+    /// The filesystem makes no files without a name.
+    names_all: AtomicBool,
 }
 
 /// A name in the scratch folder, removed on drop unless kept.
@@ -59,6 +61,7 @@ impl Workdir {
             marks: OnceLock::new(),
             path: path.to_path_buf(),
             next: AtomicU64::new(sys::random_u64() & 0xffff_ffff),
+            names_all: AtomicBool::new(false),
         };
         work.scrub()?;
         if let Ok(index) =
@@ -111,6 +114,26 @@ impl Workdir {
     pub(crate) fn temp(&self) -> Temp<'_> {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
         Temp { work: self, name: OsString::from(format!("#{n:x}")), kept: false }
+    }
+
+    /// A new file without a name, where the filesystem has such.
+    pub(crate) fn unnamed(&self) -> io::Result<Option<OwnedFd>> {
+        if self.names_all.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        match sys::open_unnamed(self.dir(), 0o600) {
+            // What open(2) says of a filesystem, or of a kernel, that does not know O_TMPFILE.
+            Err(e)
+                if matches!(
+                    sys::errno(&e),
+                    sys::EOPNOTSUPP | sys::EISDIR | sys::ENOENT | sys::EINVAL
+                ) =>
+            {
+                self.names_all.store(true, Ordering::Relaxed);
+                Ok(None)
+            }
+            file => file.map(Some),
+        }
     }
 
     /// Marks the upper directory as one whose data is not flushed.

@@ -199,7 +199,16 @@ pub fn set_xattr(
     flags: i32,
 ) -> io::Result<()> {
     fault::point()?;
-    if calls().is_some() && !name.is_empty() {
+    let bits = XattrFlags::from_bits_retain(flags as u32);
+    if name.is_empty() {
+        match rustix::fs::fsetxattr(&dir, key, value, bits) {
+            // A descriptor that only names the object (O_PATH).
+            Err(rustix::io::Errno::BADF) => {}
+            other => return Ok(other?),
+        }
+        return Ok(rustix::fs::setxattr(path(&dir, name).as_slice(), key, value, bits)?);
+    }
+    if calls().is_some() {
         let (at, key) = (CString::new(name.as_bytes())?, CString::new(key.as_bytes())?);
         match set_at(dir.as_fd(), (&at, &key), value, flags as u32) {
             // A filter may know the calls that read and not this one.
@@ -207,12 +216,7 @@ pub fn set_xattr(
             other => return Ok(other.map(drop)?),
         }
     }
-    let at = path(&dir, name);
-    let flags = XattrFlags::from_bits_retain(flags as u32);
-    if name.is_empty() {
-        return Ok(rustix::fs::setxattr(at.as_slice(), key, value, flags)?);
-    }
-    Ok(rustix::fs::lsetxattr(at.as_slice(), key, value, flags)?)
+    Ok(rustix::fs::lsetxattr(path(&dir, name).as_slice(), key, value, bits)?)
 }
 
 /// Removes an xattr.
