@@ -6,6 +6,7 @@
 
 pub(crate) mod filesystem;
 mod fuse;
+mod idle;
 pub(crate) mod namespace;
 pub(crate) mod overlay;
 mod report;
@@ -72,6 +73,7 @@ pub fn examine(root: Option<&Path>) -> Result<Report> {
     }
     overlay::probe(standing, &scratch, &mut answers)?;
     fuse::probe(standing, &scratch, &mut answers)?;
+    idle::probe(&mut answers);
     let (drivers, chosen) = verdict::decide(standing, &answers);
     Ok(Report::new(standing, (root, probed), answers, drivers, chosen))
 }

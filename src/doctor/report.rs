@@ -32,6 +32,7 @@ pub const GROUPS: [(&str, &[(&str, &str)]); 4] = [
             ("fuse.protocol", "protocol"),
             ("fuse.passthrough", "passthrough"),
             ("fuse.io_uring", "io_uring"),
+            ("fuse.halt_polling", "halt polling"),
         ],
     ),
     (
