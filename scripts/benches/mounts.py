@@ -10,7 +10,10 @@ import time
 POINT = "/mnt"
 TICK = os.sysconf("SC_CLK_TCK")
 PATIENCE = 60  # seconds that a mount or an unmount may take
-WORDS = {"ring": "transport=ring", "classic": "transport=classic", "handleless": "io=handleless", "passthrough": "io=passthrough"}
+WORDS = {
+    **{name: f"transport={name}" for name in ("ring", "classic")},
+    **{name: f"io={name}" for name in ("handleless", "passthrough", "handles")},
+}
 PEERS = ("plain", "kernel", "fuse-overlayfs")
 
 
@@ -184,11 +187,11 @@ def available(names, place):
     return good, bad
 
 
-def variants(wanted, place):
-    """The variants of plyfs to use: `wanted`, or all that this machine and this build have."""
+def variants(wanted, place, modes=("handleless", "passthrough")):
+    """The variants of plyfs to use: `wanted`, or all with these modes that this machine and this build have."""
     if wanted:
         return available(wanted, place)
-    transports, modes = ("ring", "classic"), ("handleless", "passthrough")
+    transports = ("ring", "classic")
     bad = []
     # A build may know only one of the options, or none.
     for names in ([f"{transport}+{mode}" for transport in transports for mode in modes], transports, modes, ("default",)):

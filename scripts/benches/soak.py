@@ -145,7 +145,7 @@ def main():
     parse.add_argument("--seed", type=int, required=True)
     args = parse.parse_args()
     mode, failed = os.environ["PLYFS_MODE"], 0
-    good, bad = mounts.variants(args.variants.split(), args.base)
+    good, bad = mounts.variants(args.variants.split(), args.base, ("handleless", "passthrough", "handles"))
     for name, why in bad:
         print(f"skipped: soak {mode} {name}: needs {','.join(mounts.plyfs_options(name)) or 'a mount'} ({why})")
     for name in good:
