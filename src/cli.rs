@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod changes;
+pub mod check;
 pub mod diff;
 pub mod doctor;
 pub mod driver;
@@ -13,6 +14,7 @@ mod helper;
 mod hint;
 pub mod layer;
 pub mod mount;
+pub mod prune;
 pub mod run;
 mod state;
 pub mod umount;
@@ -76,6 +78,8 @@ enum Command {
     Diff(diff::Args),
     Layer(layer::Args),
     Driver(driver::Args),
+    Check(check::Args),
+    Prune(prune::Args),
 }
 
 /// Why a verb did not succeed, and the status to end with.
@@ -120,10 +124,15 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 fn dispatch(cli: Cli) -> std::result::Result<u8, Failure> {
     let takes_state = matches!(
         cli.command,
-        Command::Layer(_) | Command::Driver(_) | Command::Doctor(_) | Command::Changes(_)
+        Command::Layer(_)
+            | Command::Driver(_)
+            | Command::Check(_)
+            | Command::Prune(_)
+            | Command::Doctor(_)
+            | Command::Changes(_)
     );
     if !takes_state && cli.state != StateArgs::default() {
-        let why = "mean something to layer, driver, doctor and changes only";
+        let why = "mean something to layer, driver, check, prune, doctor and changes only";
         return Err(Failure::usage(Error::invalid("options before the verb", why)));
     }
     match cli.command {
@@ -135,6 +144,8 @@ fn dispatch(cli: Cli) -> std::result::Result<u8, Failure> {
         Command::Diff(args) => diff::run(&args)?,
         Command::Layer(args) => return Ok(layer::run(&args, &cli.state)?),
         Command::Driver(args) => driver::run(&args, &cli.state)?,
+        Command::Check(args) => return Ok(check::run(&args, &cli.state)?),
+        Command::Prune(args) => prune::run(&args, &cli.state)?,
     }
     Ok(0)
 }

@@ -11,6 +11,7 @@
 //! which opening the store undoes (a layer half made or half filled) or finishes (one half removed). Storage without a
 //! record and without a pending file is somebody else's: [`Store::unknown`] lists it, nothing deletes it by itself.
 
+mod check;
 mod pending;
 mod record;
 mod view;
@@ -26,6 +27,7 @@ use crate::durable::{self, Staged};
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
 use crate::sys;
+pub use check::{Checked, Problem, Pruned};
 use pending::{Pending, Work};
 pub use record::{Content, Record};
 
@@ -166,7 +168,8 @@ impl Store {
             let by = format!("layer '{child}', which lies on it; remove that first");
             return Err(Error::InUse { kind: "layer", name: id.to_string(), by });
         }
-        let users = self.users(id)?;
+        // A record whose storage is lost can be removed too.
+        let users = if self.driver.exists(id)? { self.users(id)? } else { 0 };
         if users > 0 {
             let by = format!("its mount, {users} times; unmount it first");
             return Err(Error::InUse { kind: "layer", name: id.to_string(), by });
@@ -202,16 +205,23 @@ impl Store {
 
     /// All records, by name.
     pub fn list(&self) -> Result<Vec<Record>> {
-        let dir = self.layers();
         let mut records = Vec::new();
-        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
-            let path = entry.on("list", &dir)?.path();
-            if path.file_name().and_then(|x| x.to_str()).is_some_and(|x| LayerId::new(x).is_ok()) {
-                records.extend(Record::read(&path)?);
-            }
+        for id in self.names()? {
+            records.extend(self.find(&id)?);
         }
-        records.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(records)
+    }
+
+    /// The names of what has a directory for a record, sorted.
+    fn names(&self) -> Result<Vec<LayerId>> {
+        let dir = self.layers();
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
+            let name = entry.on("list", &dir)?.file_name();
+            names.extend(name.to_str().and_then(|name| LayerId::new(name).ok()));
+        }
+        names.sort();
+        Ok(names)
     }
 
     /// A layer that lies on this one.
@@ -226,8 +236,10 @@ impl Store {
         unknown.retain(|id| !self.pending().join(id.as_str()).exists());
         let mut result = Vec::new();
         for id in unknown {
-            if self.find(&id)?.is_none() {
-                result.push(id);
+            match self.find(&id) {
+                Ok(None) => result.push(id),
+                Ok(Some(_)) | Err(Error::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(result)

@@ -61,6 +61,8 @@ mod semantics_rename;
 mod semantics_ring;
 mod semantics_stats;
 mod semantics_xattr;
+mod store_check;
+mod store_kit;
 mod store_layers;
 
 use std::path::Path;

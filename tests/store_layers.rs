@@ -2,62 +2,14 @@
 //! crash leaves is cleared away.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
 use plyfs::driver::{Create, LayerId};
-use plyfs::store::Store;
 
-use crate::common::cmd::{Cmd, Done};
+use crate::common::cmd::Cmd;
 use crate::driver_kit;
 use crate::every_driver;
-
-/// A store of a driver, used through the command line.
-struct Box_<'a>(&'a driver_kit::Store);
-
-impl Box_<'_> {
-    fn plyfs(&self, words: &[&str]) -> Cmd {
-        let driver = self.0.driver.name();
-        let root = self.0.root();
-        let run = self.0.sandbox.dir("run");
-        Cmd::plyfs()
-            .env("XDG_RUNTIME_DIR", run)
-            .arg("--root")
-            .arg(root)
-            .args(["--driver", driver])
-            .args(words)
-    }
-
-    fn does(&self, words: &[&str]) -> Done {
-        self.plyfs(words).succeeds()
-    }
-
-    /// Fills a new layer from an archive of `tree`.
-    fn fill(&self, id: &str, parent: Option<&str>, tree: &Path) -> PathBuf {
-        let archive = self.0.sandbox.at(format!("{id}.tar"));
-        Cmd::new("tar").arg("-cf").arg(&archive).arg("-C").arg(tree).arg(".").succeeds();
-        let mut words = vec!["layer", "create", "--read-only"];
-        words.extend(parent.iter().flat_map(|parent| ["--parent", parent]));
-        self.does(&[&words[..], &[id]].concat());
-        self.does(&["layer", "apply", id, archive.to_str().unwrap()]);
-        archive
-    }
-
-    fn open(&self) -> plyfs::Result<Store> {
-        let driver = driver_kit::open(self.0.driver.name(), &self.0.root());
-        Store::open(&self.0.root(), &self.0.sandbox.at("run/counts"), Arc::from(driver))
-    }
-}
-
-fn tree(store: &driver_kit::Store) -> PathBuf {
-    let tree = store.sandbox.dir("tree");
-    fs::create_dir(tree.join("d")).unwrap();
-    for (name, text) in [("a", "one\n"), ("d/b", "two\n"), ("d/c", "three\n")] {
-        fs::write(tree.join(name), text).unwrap();
-    }
-    std::os::unix::fs::symlink("a", tree.join("l")).unwrap();
-    tree
-}
+use crate::store_kit::{Box_, tree};
 
 fn a_layer_is_filled_changed_and_given_back(store: &driver_kit::Store) {
     let store = Box_(store);

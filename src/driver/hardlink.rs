@@ -24,6 +24,7 @@ use super::{
     overlay2,
 };
 use crate::doctor::filesystem;
+use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
 use crate::layer::diff;
@@ -360,6 +361,17 @@ impl Driver for Hardlink {
             }
             Ok(())
         })
+    }
+
+    /// Of a container with a lost `lower-id` the image is not known any more, and nothing is done.
+    fn repair(&self, id: &LayerId, parent: Option<&LayerId>) -> Result<bool> {
+        self.shape(id)?;
+        let Some(parent) = parent else { return Ok(false) };
+        if self.parent(id).is_ok_and(|found| found.as_ref() == Some(parent)) {
+            return Ok(false);
+        }
+        durable::replace(&self.layers.at(id).join("parent"), parent.as_str().as_bytes())?;
+        Ok(true)
     }
 
     fn cleanup(&self) -> Result<()> {

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 
 use super::{SPLIT, Store};
 use crate::driver::{Diffing, LayerId, MountOptions, Parts, View};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::layer::changes::{self, Change, ChangeKind};
 use crate::layer::compare::{self, Tree};
 use crate::layer::diff::{self, Spec};
-use crate::layer::split::{self, Difference};
+use crate::layer::split;
 use crate::mount::count::Counts;
 use crate::mount::plan::Server;
 
@@ -103,16 +103,8 @@ impl Store {
         }
     }
 
-    /// Which files of a layer are not those of its archive any more; none for a layer that was not filled from one.
-    pub fn differences(&self, id: &LayerId) -> Result<Vec<Difference>> {
-        if self.get(id)?.content.is_none() {
-            return Ok(Vec::new());
-        }
-        let path = self.split(id);
-        split::check(&mut File::open(&path).on("open", &path)?, &*self.driver.files(id)?)
-    }
-
-    fn split(&self, id: &LayerId) -> PathBuf {
+    /// Where the record of its archive is.
+    pub(super) fn split(&self, id: &LayerId) -> PathBuf {
         self.layers().join(id.as_str()).join(SPLIT)
     }
 

@@ -1,6 +1,6 @@
 //! Putting an archive together again from its record and the files.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -91,7 +91,13 @@ impl<R: Read> Lines<R> {
     pub(super) fn next(&mut self) -> Result<Option<Line>> {
         let mut text = Vec::new();
         let mut most = (&mut self.text).take(LINE);
-        most.read_until(b'\n', &mut text).on("read", "the tar-split record")?;
+        most.read_until(b'\n', &mut text).map_err(|error| match error.kind() {
+            // The words of the decompressor, not of the system.
+            ErrorKind::UnexpectedEof | ErrorKind::InvalidData | ErrorKind::InvalidInput => {
+                corrupt(error.to_string())
+            }
+            _ => Error::io("read", "the tar-split record", error),
+        })?;
         if text.is_empty() {
             return Ok(None);
         }

@@ -1,0 +1,38 @@
+//! `plyfs prune`.
+
+use super::check::counted;
+use super::state::StateArgs;
+use crate::error::Result;
+
+const EXAMPLES: &str = "\
+Examples:
+  plyfs prune --dry-run      what would go
+  plyfs prune";
+
+/// Remove storage that no layer needs
+///
+/// What a driver keeps without a record in the store: of another program, or of a store whose records were lost. It is
+/// never removed by itself. What a layer lies on stays.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Only tell what would be removed
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+}
+
+/// Does it.
+pub fn run(args: &Args, state: &StateArgs) -> Result<()> {
+    let pruned = state.open()?.prune(args.dry_run)?;
+    if state.json {
+        return super::print_json(&pruned);
+    }
+    let mut text = String::new();
+    for one in &pruned {
+        text.push_str(&format!("{}  {} bytes\n", one.id, one.bytes));
+    }
+    let bytes: u64 = pruned.iter().map(|one| one.bytes).sum();
+    let done = if args.dry_run { "would be removed" } else { "removed" };
+    text.push_str(&format!("{} {done}, {bytes} bytes\n", counted(pruned.len(), "layer")));
+    super::print(text.as_bytes())
+}

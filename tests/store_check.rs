@@ -1,0 +1,140 @@
+//! `plyfs check` finds what is wrong with a store and says what to do; `plyfs prune` removes what no layer needs.
+
+use std::fs;
+
+use plyfs::driver::LayerId;
+use serde_json::Value;
+
+use crate::common::cmd::Done;
+use crate::driver_kit;
+use crate::every_driver;
+use crate::store_kit::{Box_, tree};
+
+fn id(name: &str) -> LayerId {
+    LayerId::new(name).unwrap()
+}
+
+/// A layer from an archive, and a writable one on it.
+fn two_layers(store: &Box_<'_>) {
+    store.fill("base", None, &tree(store.0));
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    store.does(&["check"]).says("2 layers, nothing wrong");
+}
+
+fn finds(store: &Box_<'_>, what: &str) -> Done {
+    let done = store.plyfs(&["check"]).exits(1);
+    done.says(what);
+    done
+}
+
+fn changed_files_are_named(store: &driver_kit::Store) {
+    let store = Box_(store);
+    two_layers(&store);
+    let own = store.0.own("base");
+    fs::write(own.join("d/b"), "too\n").unwrap();
+    fs::remove_file(own.join("a")).unwrap();
+    finds(&store, "layer 'base': file 'd/b': ");
+    finds(&store, "layer 'base': file 'a': ");
+    finds(&store, "2 layers, 2 problems");
+    // Nothing in the store has the bytes.
+    store.plyfs(&["check", "--repair"]).exits(1).says("plyfs layer rm base, and fill it anew");
+    let json = store.plyfs(&["--json", "check"]).exits(1).stdout;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&json["layers"], &json["problems"][0]["layer"]),
+        (&2.into(), &"base".into()),
+        "{json}"
+    );
+    fs::write(own.join("d/b"), "two\n").unwrap();
+    fs::write(own.join("a"), "one\n").unwrap();
+    store.does(&["check"]);
+}
+
+fn damaged_records_are_named(store: &driver_kit::Store) {
+    let store = Box_(store);
+    two_layers(&store);
+    let dir = store.0.root().join("layers/base");
+    let damaged = |name: &str, bytes: &[u8], why: &str| {
+        let path = dir.join(name);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, bytes).unwrap();
+        finds(&store, why);
+        fs::write(&path, whole).unwrap();
+        store.does(&["check"]);
+    };
+    damaged("layer.json", b"{", "layer.json: corrupt");
+    damaged("tar-split.gz", b"", "layer 'base': ");
+    damaged("tar-split.gz", b"rubbish", "layer 'base': ");
+    let record = fs::read_to_string(dir.join("layer.json")).unwrap();
+    let at = record.find("sha256:").unwrap() + 7;
+    let mut other = record.clone().into_bytes();
+    other[at] = if other[at] == b'0' { b'1' } else { b'0' };
+    damaged("layer.json", &other, "its record says sha256:");
+    fs::remove_file(dir.join("tar-split.gz")).unwrap();
+    finds(&store, "tar-split.gz is missing");
+}
+
+fn missing_storage_is_told(store: &driver_kit::Store) {
+    let store = Box_(store);
+    two_layers(&store);
+    store.0.driver.remove(&id("box")).unwrap();
+    finds(&store, "layer 'box': its storage is missing; plyfs layer rm box removes it");
+    store.does(&["layer", "rm", "box"]);
+    store.does(&["check"]).says("1 layer, nothing wrong");
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    fs::remove_dir_all(store.0.root().join("layers/base")).unwrap();
+    finds(&store, "layer 'box': layer 'base', on which it lies, is missing");
+}
+
+fn the_record_of_a_parent_is_repaired(store: &driver_kit::Store) {
+    let (record, wrong) = match store.driver.name() {
+        "overlay" => ("parent", "none-such"),
+        "vfs" => return println!("skipped: a copy has no record of its parent"),
+        _ => ("lower", "l/NOSUCHLINK"),
+    };
+    let store = Box_(store);
+    two_layers(&store);
+    store.does(&["layer", "create", "--parent", "box", "top"]);
+    let path = store.0.driver.home().join("top").join(record);
+    for text in ["", wrong] {
+        fs::write(&path, text).unwrap();
+        finds(&store, "layer 'top': its storage says that it lies on ");
+        store.does(&["check", "--repair"]).says("; repaired\n3 layers, 1 problem, 1 repaired");
+        store.does(&["check"]).says("3 layers, nothing wrong");
+        assert_eq!(store.0.driver.parent(&id("top")).unwrap(), Some(id("box")));
+    }
+}
+
+fn storage_without_a_record_is_pruned(store: &driver_kit::Store) {
+    let store = Box_(store);
+    two_layers(&store);
+    store.0.read_only("lost", None);
+    store.0.read_only("lost-above", Some("lost"));
+    store.0.read_only("lost-top", Some("lost-above"));
+    finds(&store, "layer 'lost': there is storage without a record; plyfs prune removes it");
+    store.does(&["prune", "--dry-run"]).says("3 layers would be removed");
+    assert!(store.0.driver.exists(&id("lost")).unwrap());
+    store.does(&["prune"]).says("3 layers removed");
+    assert_eq!(store.0.driver.list().unwrap(), [id("base"), id("box")]);
+    store.does(&["prune"]).says("0 layers removed, 0 bytes");
+    store.does(&["check"]);
+}
+
+fn what_a_layer_lies_on_is_not_pruned(store: &driver_kit::Store) {
+    let store = Box_(store);
+    two_layers(&store);
+    fs::remove_dir_all(store.0.root().join("layers/base")).unwrap();
+    let kept = store.0.driver.parent(&id("box")).unwrap().is_some();
+    store.does(&["prune"]);
+    assert_eq!(store.0.driver.exists(&id("base")).unwrap(), kept);
+    assert!(store.0.driver.exists(&id("box")).unwrap());
+}
+
+every_driver! {
+    changed_files, changed_files_are_named;
+    damaged_records, damaged_records_are_named;
+    missing_storage, missing_storage_is_told;
+    record_of_a_parent, the_record_of_a_parent_is_repaired;
+    prune, storage_without_a_record_is_pruned;
+    prune_keeps, what_a_layer_lies_on_is_not_pruned;
+}
