@@ -370,7 +370,8 @@ impl Overlay {
         self.dress(file.as_fd(), OsStr::new(""), Node::File, &birth).on("tmpfile", "")?;
         let pin = sys::reopen(&file, sys::O_PATH).on("tmpfile", "")?;
         let stat = sys::fstat(&pin).on("tmpfile", "")?;
-        let state = State { upper: Some(UpperAt::Pinned(Arc::new(pin))), ..State::default() };
+        let upper = Some(UpperAt::Pinned(Arc::new(pin)));
+        let state = State { upper, linkable: true, ..State::default() };
         let number = self.numbers.of(stat.dev, stat.ino);
         let inode = self.table.intern(
             (number, 1),

@@ -138,6 +138,8 @@ pub struct State {
     pub has_origin: bool,
     /// Whether the directory has a default ACL; `None` until it was asked.
     pub default_acl: Option<bool>,
+    /// It was made without a name, so it may get one whenever it has none.
+    pub linkable: bool,
     /// The redirect of the upper directory.
     pub redirect: Option<Box<OsString>>,
     /// Device and number of the upper object, once it was copied up.
@@ -182,6 +184,13 @@ pub struct Inode {
 }
 
 impl Inode {
+    /// Whether it may get another name. The filesystem may not say so: what was copied up may have been made without
+    /// a name there.
+    pub fn may_be_linked(&self) -> bool {
+        let state = self.state.lock();
+        state.linkable || !state.links.is_empty()
+    }
+
     /// An inode nobody has looked up yet.
     pub fn new(ino: Ino, kind: u32, state: State) -> Inode {
         Inode {

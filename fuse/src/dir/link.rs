@@ -25,6 +25,9 @@ impl Overlay {
         let from = self.link_source(&inode)?;
         let held = self.hold(&parent, Some(name))?;
         let place = self.place(&held, name, false)?;
+        if !inode.may_be_linked() {
+            return Err(Error::code("link", name, sys::ENOENT));
+        }
         self.settle_group(&inode)?;
         if inode.state.lock().has_origin {
             self.mark_impure(&parent, held.fd.as_fd()).on("link", name)?;
