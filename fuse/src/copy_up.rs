@@ -305,7 +305,12 @@ impl Overlay {
     ) -> io::Result<UpperAt> {
         let at = match &twin {
             Twin::Unnamed(file) => {
-                lend::lend(&[(dir, OsStr::new(""))], || sys::link_fd(file, dir, name))?;
+                let link = || sys::link_fd(file, dir, name);
+                lend::lend(&[(dir, OsStr::new(""))], link).map_err(|e| match sys::errno(&e) {
+                    // Somebody put an object there behind our back: the kernel looks the name up again.
+                    sys::EEXIST => io::Error::from_raw_os_error(sys::ESTALE),
+                    _ => e,
+                })?;
                 UpperAt::Named
             }
             Twin::Named(temp) => {
