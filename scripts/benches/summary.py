@@ -149,6 +149,7 @@ def main():
     parse.add_argument("--quick", action="store_true")
     parse.add_argument("--json")
     parse.add_argument("--plot")
+    parse.add_argument("--tag", default="", help="what the machine was set to, for the names of the charts")
     args = parse.parse_args()
     modes = collect(pathlib.Path(args.file).read_text().splitlines())
     scale = vars(prepare.QUICK if args.quick else prepare.Scale())
@@ -165,18 +166,19 @@ def main():
     if args.plot:
         pathlib.Path(args.plot).mkdir(parents=True, exist_ok=True)
         for mode, found in modes.items():
-            draw(mode, found, scale, pathlib.Path(args.plot))
+            draw(mode, found, scale, pathlib.Path(args.plot), args.tag)
     sys.exit(1 if errors or not modes else 0)
 
 
-def draw(mode, found, scale, directory):
+def draw(mode, found, scale, directory, tag=""):
     """One chart for each variant of plyfs, with fuse-overlayfs beside it."""
+    where = "-".join(filter(None, (mode, tag)))
     shown = [row for row in rows.ROWS if row.name in found["rows"] and not row.value and not row.against]
     for name in [name for name in found["subjects"] if name not in mounts.PEERS]:
         bars = [(f"plyfs {name.replace('+', ', ')}", name), ("fuse-overlayfs", "fuse-overlayfs")]
         lines = [(title(row, scale), [ratio(found["rows"], row, subject) for _, subject in bars], rows.goal(row, mode, is_ring(name))) for row in shown]
-        path = directory / f"{mode}-{name.replace('+', '-').replace('=', '-')}.svg"
-        path.write_text(plot.chart(f"{mode}: time as a ratio to the kernel's overlay, shorter is better", [label for label, _ in bars], lines))
+        path = directory / f"{where}-{name.replace('+', '-').replace('=', '-')}.svg"
+        path.write_text(plot.chart(f"{where}: time as a ratio to the kernel's overlay, shorter is better", [label for label, _ in bars], lines))
         print(f"drawn: {path}")
 
 
