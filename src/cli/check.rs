@@ -1,6 +1,6 @@
 //! `plyfs check`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
 use super::state::StateArgs;
 use crate::driver::LayerId;
@@ -67,13 +67,13 @@ fn show_progress() -> impl FnMut(&LayerId) {
     let shown = io::stderr().is_terminal();
     move |id| {
         if shown {
-            let _ = write!(io::stderr(), "\r\x1b[Kchecking {id}");
+            eprint!("\r\x1b[Kchecking {id}");
         }
     }
 }
 
 fn clear_progress() {
     if io::stderr().is_terminal() {
-        let _ = write!(io::stderr(), "\r\x1b[K");
+        eprint!("\r\x1b[K");
     }
 }
