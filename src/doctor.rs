@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 pub use report::{Fact, GROUPS, Report};
 pub use verdict::{Choice, Driver};
 
-use crate::error::{Error, Result};
+use crate::driver::registry::{Config, Registry};
+use crate::error::{Context, Error, Result};
 use crate::sys;
 use scratch::Scratch;
 use trial::Answers;
@@ -74,13 +75,29 @@ pub fn examine(root: Option<&Path>) -> Result<Report> {
     overlay::probe(standing, &scratch, &mut answers)?;
     fuse::probe(standing, &scratch, &mut answers)?;
     idle::probe(&mut answers);
-    let (drivers, chosen) = verdict::decide(standing, &answers);
+    try_drivers(&scratch, &mut answers)?;
+    let prior = Registry::built_in().prior(&root);
+    let (drivers, chosen) = verdict::decide(standing, &answers, &prior);
     Ok(Report::new(standing, (root, probed), answers, drivers, chosen))
 }
 
 /// The state directory of whoever asks.
 pub fn state_directory() -> Result<PathBuf> {
     usual_root(Standing::now())
+}
+
+/// Opens every driver on a store of its own, on the filesystem of the state directory.
+fn try_drivers(scratch: &Scratch, answers: &mut Answers) -> Result<()> {
+    let root = scratch.dir("drivers").on("create a directory in", "the state directory")?;
+    let keys = verdict::DRIVERS.map(|(_, key)| key);
+    answers.trial(&keys, |answers| {
+        let config = Config { root, ..Config::default() };
+        for (name, refused) in Registry::built_in().try_all(&config) {
+            if let Some((_, key)) = verdict::DRIVERS.iter().find(|(one, _)| *one == name) {
+                answers.say(key, refused.is_none(), refused.unwrap_or_default());
+            }
+        }
+    })
 }
 
 /// Whether a directory can be made there, as a trial: the filesystem may be one that never answers.

@@ -37,7 +37,7 @@ fn every_fact_has_an_answer_and_nothing_is_left_behind() {
     }
     assert_eq!(report["version"], 1);
     assert_eq!(report["facts"]["fs.writable"]["ok"], true);
-    assert_eq!(report["drivers"].as_array().unwrap().len(), 3);
+    assert_eq!(report["drivers"].as_array().unwrap().len(), 4);
     assert!(report["driver"].is_string());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     assert!(!std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains("plyfs-doctor"));

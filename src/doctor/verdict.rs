@@ -25,107 +25,157 @@ pub struct Choice {
     pub reason: String,
 }
 
-/// Judges the drivers, most wanted first, and takes the first that works.
-pub(super) fn decide(standing: Standing, answers: &Answers) -> (Vec<Driver>, Choice) {
-    let drivers = vec![overlay2(standing, answers), fuse_overlay(standing, answers), vfs(answers)];
-    let choice = match drivers.iter().find(|driver| driver.ok) {
-        None => Choice { driver: None, reason: "the state directory cannot be written".to_owned() },
-        Some(chosen) => {
-            let better = drivers.iter().take_while(|driver| !driver.ok);
-            let refused: Vec<String> =
-                better.map(|driver| format!("{}: {}", driver.name, driver.reason)).collect();
-            let reason =
-                if refused.is_empty() { chosen.reason.clone() } else { refused.join("; ") };
-            Choice { driver: Some(chosen.name), reason }
+/// The drivers, most wanted first, and the fact that says whether each works.
+pub(super) const DRIVERS: [(&str, &str); 4] = [
+    ("overlay2", "driver.overlay2"),
+    ("fuse-overlay", "driver.fuse-overlay"),
+    ("vfs", "driver.vfs"),
+    ("overlay", "driver.overlay"),
+];
+
+/// Judges the drivers and takes the one that a store would: of those that keep layers there already (`prior`, by
+/// directory) if there are any, the first that works.
+pub(super) fn decide(
+    standing: Standing,
+    answers: &Answers,
+    prior: &[(&'static str, Vec<&'static str>)],
+) -> (Vec<Driver>, Choice) {
+    let drivers: Vec<Driver> = DRIVERS.iter().map(|one| judge(standing, answers, *one)).collect();
+    let choice = match prior {
+        [] => first(&drivers, |_| true, ""),
+        [(home, names)] => {
+            first(&drivers, |name| names.contains(&name), &format!("{home} has layers"))
+        }
+        several => {
+            let homes: Vec<&str> = several.iter().map(|(home, _)| *home).collect();
+            let reason = format!(
+                "there are layers of several drivers: {}; choose with --driver",
+                homes.join(", ")
+            );
+            Choice { driver: None, reason }
         }
     };
     (drivers, choice)
 }
 
-fn overlay2(standing: Standing, answers: &Answers) -> Driver {
-    let (key, how) = match standing {
-        Standing::Root => ("overlay.trusted", "the kernel's overlay, as root"),
-        Standing::Inside => ("overlay.user", "the kernel's overlay, with userxattr"),
-        Standing::User => {
-            ("overlay.user", "the kernel's overlay, in a user namespace with userxattr")
+fn first(drivers: &[Driver], wanted: impl Fn(&str) -> bool, why: &str) -> Choice {
+    let mut reasons: Vec<String> =
+        Some(why.to_owned()).filter(|why| !why.is_empty()).into_iter().collect();
+    for driver in drivers.iter().filter(|driver| wanted(driver.name)) {
+        if driver.ok {
+            if reasons.is_empty() {
+                reasons.push(driver.reason.clone());
+            }
+            return Choice { driver: Some(driver.name), reason: reasons.join("; ") };
         }
-    };
-    driver("overlay2", answers, &[(key, how)])
-}
-
-fn fuse_overlay(standing: Standing, answers: &Answers) -> Driver {
-    let ways: &[_] = match standing {
-        Standing::User => &[
-            ("fuse.mount", "our own overlay, mounted in a user namespace"),
-            ("fuse.fusermount", "our own overlay, mounted by fusermount3"),
-        ],
-        _ => &[("fuse.mount", "our own overlay over /dev/fuse")],
-    };
-    driver("fuse-overlay", answers, ways)
-}
-
-fn vfs(answers: &Answers) -> Driver {
-    driver("vfs", answers, &[("fs.writable", "whole copies, works everywhere")])
-}
-
-/// A driver that works in the first of some ways that does.
-fn driver(name: &'static str, answers: &Answers, ways: &[(&str, &str)]) -> Driver {
-    let unwritable =
-        (!answers.is("fs.writable")).then(|| "the state directory cannot be written".to_owned());
-    if let Some(reason) = unwritable {
-        return Driver { name, ok: false, reason };
+        reasons.push(format!("{}: {}", driver.name, driver.reason));
     }
-    if let Some((_, how)) = ways.iter().find(|(key, _)| answers.is(key)) {
-        return Driver { name, ok: true, reason: (*how).to_owned() };
+    Choice { driver: None, reason: reasons.join("; ") }
+}
+
+fn judge(standing: Standing, answers: &Answers, (name, key): (&'static str, &str)) -> Driver {
+    let not = |reason: String| Driver { name, ok: false, reason };
+    if !answers.is("fs.writable") {
+        return not("the state directory cannot be written".to_owned());
     }
-    let mut reasons: Vec<&str> = ways.iter().map(|(key, _)| answers.why(key)).collect();
-    reasons.dedup();
-    Driver { name, ok: false, reason: reasons.join("; ") }
+    if !answers.is(key) {
+        let mut why = answers.why(key).to_owned();
+        if name == "overlay2" && standing == Standing::User && answers.is("overlay.user") {
+            why.push_str("; it works inside one, as unshare -Urm and podman unshare make it");
+        }
+        return not(why);
+    }
+    let how = match (name, standing) {
+        ("overlay2", Standing::Root) => "the kernel's overlay, as root",
+        ("overlay2", _) => "the kernel's overlay, with userxattr",
+        ("fuse-overlay", Standing::User) => "our own overlay, mounted by fusermount3",
+        ("fuse-overlay", _) => "our own overlay over /dev/fuse",
+        ("vfs", _) => "whole copies, works everywhere",
+        _ => "images that share files, for stores that have such",
+    };
+    Driver { name, ok: true, reason: how.to_owned() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::registry::Registry;
 
     fn answers(yes: &[&str]) -> Answers {
         let mut answers = Answers::default();
-        for key in
-            ["fs.writable", "overlay.trusted", "overlay.user", "fuse.mount", "fuse.fusermount"]
-        {
+        let keys = DRIVERS.map(|(_, key)| key);
+        for key in keys.into_iter().chain(["fs.writable", "overlay.user"]) {
             answers.say(key, yes.contains(&key), format!("why {key}"));
         }
         answers
     }
 
     #[test]
+    fn the_drivers_are_those_there_are() {
+        let mut names = Registry::built_in().names();
+        let mut known: Vec<&str> = DRIVERS.iter().map(|(name, _)| *name).collect();
+        names.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(names, known);
+    }
+
+    #[test]
     fn the_best_driver_that_works_is_chosen() {
-        for (standing, yes, driver, reason) in [
-            (Standing::Root, &["fs.writable", "overlay.trusted"][..], Some("overlay2"), "as root"),
-            (Standing::User, &["fs.writable", "overlay.user"], Some("overlay2"), "userxattr"),
+        let all = &[
+            "fs.writable",
+            "driver.overlay2",
+            "driver.fuse-overlay",
+            "driver.vfs",
+            "driver.overlay",
+        ][..];
+        let no_overlay = &["fs.writable", "driver.fuse-overlay", "driver.vfs"];
+        let kernel = ("overlay2", vec!["overlay2", "fuse-overlay"]);
+        let legacy = ("overlay", vec!["overlay"]);
+        for (standing, yes, prior, driver, reason) in [
+            (Standing::Root, all, vec![], Some("overlay2"), "as root"),
+            (Standing::Inside, all, vec![], Some("overlay2"), "userxattr"),
             (
                 Standing::Root,
-                &["fs.writable", "overlay.user", "fuse.mount"],
+                no_overlay,
+                vec![],
                 Some("fuse-overlay"),
-                "overlay2: why",
+                "overlay2: why driver.overlay2",
             ),
             (
                 Standing::User,
-                &["fs.writable", "fuse.fusermount"],
-                Some("fuse-overlay"),
-                "overlay2: why",
-            ),
-            (
-                Standing::Inside,
-                &["fs.writable", "overlay.trusted"],
+                &["fs.writable", "driver.vfs"],
+                vec![],
                 Some("vfs"),
-                "fuse-overlay: why fuse.mount",
+                "fuse-overlay: why",
             ),
-            (Standing::Root, &["overlay.trusted", "fuse.mount"], None, "cannot be written"),
+            (Standing::Root, &all[1..], vec![], None, "cannot be written"),
+            (Standing::Root, all, vec![legacy.clone()], Some("overlay"), "overlay has layers"),
+            (
+                Standing::Root,
+                no_overlay,
+                vec![kernel.clone()],
+                Some("fuse-overlay"),
+                "overlay2 has layers; overlay2: why",
+            ),
+            (Standing::Root, no_overlay, vec![legacy.clone()], None, "overlay: why driver.overlay"),
+            (
+                Standing::Root,
+                all,
+                vec![kernel, legacy],
+                None,
+                "several drivers: overlay2, overlay; choose",
+            ),
         ] {
-            let (drivers, choice) = decide(standing, &answers(yes));
-            assert_eq!(drivers.len(), 3);
+            let (drivers, choice) = decide(standing, &answers(yes), &prior);
+            assert_eq!(drivers.len(), 4);
             assert_eq!(choice.driver, driver, "{standing:?} {yes:?}");
             assert!(choice.reason.contains(reason), "{}", choice.reason);
         }
+    }
+
+    #[test]
+    fn who_may_have_the_kernels_overlay_in_a_namespace_is_told_so() {
+        let (drivers, _) = decide(Standing::User, &answers(&["fs.writable", "overlay.user"]), &[]);
+        assert!(drivers[0].reason.contains("unshare -Urm"), "{}", drivers[0].reason);
     }
 }

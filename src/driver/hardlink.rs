@@ -386,7 +386,7 @@ fn whole(root: &Path) -> Target {
 
 /// A file that nobody else sees, and that goes with this process.
 fn tempfile(dir: &Path) -> Result<File> {
-    let path = dir.join(format!(".new-{}", publish::random_name(16).on("read", "/dev/urandom")?));
+    let path = dir.join(format!(".new-{}", publish::random_name(16).on("getrandom", "")?));
     let file = File::options().read(true).write(true).create_new(true).open(&path);
     let file = file.on("create", &path)?;
     std::fs::remove_file(&path).on("remove", &path)?;

@@ -229,7 +229,7 @@ impl Trial {
     pub(super) fn new(root: &Path) -> Result<Trial> {
         std::fs::create_dir_all(root).on("create", root)?;
         Trial::sweep(root)?;
-        let name = publish::random_name(12).on("read", "/dev/urandom")?;
+        let name = publish::random_name(12).on("getrandom", "")?;
         let path = root.join(format!("{TRIAL}{name}"));
         layout::make_dir(&path, 0o700)?;
         let lock = File::open(&path).on("open", &path)?;

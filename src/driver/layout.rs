@@ -114,7 +114,7 @@ impl Layout {
         parent: Option<&LayerId>,
         spec: &Create,
     ) -> Result<()> {
-        let short = publish::random_name(SHORT).on("read", "/dev/urandom")?;
+        let short = publish::random_name(SHORT).on("getrandom", "")?;
         let links = self.home().join(LINKS);
         let link = links.join(&short);
         let made = self.shelf.publish(id, |new| {

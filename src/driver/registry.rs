@@ -98,12 +98,7 @@ impl Registry {
             return Ok(Selected { driver, reason: "named".to_owned(), refused: Vec::new() });
         }
         let order = self.order(priority)?;
-        let mut prior: Vec<&'static str> = Vec::new();
-        for entry in order.iter().filter(|entry| entry.claims) {
-            if !prior.contains(&entry.home) && is_used(&config.root.join(entry.home)) {
-                prior.push(entry.home);
-            }
-        }
+        let prior: Vec<&str> = self.prior(&config.root).into_iter().map(|(home, _)| home).collect();
         match prior.as_slice() {
             [] => self.first(&order, "works here", config),
             [home] => {
@@ -121,6 +116,21 @@ impl Registry {
                 Err(Error::invalid(config.root.display().to_string(), why))
             }
         }
+    }
+
+    /// The directories in a store's root that have layers, each with the drivers that keep theirs there. Opens nothing.
+    pub fn prior(&self, root: &Path) -> Vec<(&'static str, Vec<&'static str>)> {
+        let mut prior: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
+        for entry in self.entries.iter().filter(|entry| entry.claims) {
+            match prior.iter_mut().find(|(home, _)| *home == entry.home) {
+                Some((_, names)) => names.push(entry.name),
+                None if is_used(&root.join(entry.home)) => {
+                    prior.push((entry.home, vec![entry.name]))
+                }
+                None => {}
+            }
+        }
+        prior
     }
 
     fn known(&self, name: &str) -> Result<&Entry> {

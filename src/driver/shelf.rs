@@ -165,7 +165,7 @@ impl Shelf {
     }
 
     fn name(&self, prefix: &str) -> Result<PathBuf> {
-        let name = publish::random_name(16).on("read", "/dev/urandom")?;
+        let name = publish::random_name(16).on("getrandom", "")?;
         Ok(self.0.join(format!("{prefix}{name}")))
     }
 

@@ -45,7 +45,13 @@ pub fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
 pub fn random_name(count: usize) -> io::Result<String> {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let mut bytes = vec![0_u8; count];
-    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
+    let mut left = bytes.as_mut_slice();
+    while !left.is_empty() {
+        match rustix::rand::getrandom(&mut *left, rustix::rand::GetRandomFlags::empty()) {
+            Err(rustix::io::Errno::INTR) => {}
+            got => left = left.split_at_mut(got?).1,
+        }
+    }
     Ok(bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect())
 }
 

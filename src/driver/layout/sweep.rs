@@ -44,7 +44,7 @@ impl Layout {
         if !is_short(&short) {
             short = match self.link_to(id)? {
                 Some(found) => found,
-                None => publish::random_name(SHORT).on("read", "/dev/urandom")?,
+                None => publish::random_name(SHORT).on("getrandom", "")?,
             };
             replace(&file, short.as_bytes())?;
             done.push(format!("layer '{id}': wrote its short name {short}"));
