@@ -184,13 +184,6 @@ pub struct Inode {
 }
 
 impl Inode {
-    /// Whether it may get another name. The filesystem may not say so: what was copied up may have been made without
-    /// a name there.
-    pub fn may_be_linked(&self) -> bool {
-        let state = self.state.lock();
-        state.linkable || !state.links.is_empty()
-    }
-
     /// An inode nobody has looked up yet.
     pub fn new(ino: Ino, kind: u32, state: State) -> Inode {
         Inode {

@@ -25,7 +25,7 @@ impl Overlay {
         let from = self.link_source(&inode)?;
         let held = self.hold(&parent, Some(name))?;
         let place = self.place(&held, name, false)?;
-        if !inode.may_be_linked() {
+        if !may_be_linked(&inode) {
             return Err(Error::code("link", name, sys::ENOENT));
         }
         self.settle_group(&inode)?;
@@ -66,4 +66,11 @@ impl Overlay {
         let open = self.at(inode, |dir, name| sys::open(dir, name, sys::O_PATH));
         open.map(Arc::new).on("link", inode.path())
     }
+}
+
+/// Whether an object may get another name. The filesystem may not say so: what was copied up may have been made without a
+/// name there.
+fn may_be_linked(inode: &Inode) -> bool {
+    let state = inode.state.lock();
+    state.linkable || !state.links.is_empty()
 }
