@@ -220,17 +220,24 @@ impl Store {
     /// Removes storage that no record names and nobody is working on; with `only_look` it is told and stays. What a layer
     /// with a record lies on stays too.
     pub fn prune(&self, only_look: bool) -> Result<Vec<Pruned>> {
+        // Where it cannot be told what a layer lies on, nothing is removed.
         let mut wanted = Vec::new();
         for id in self.driver.list()? {
-            if self.find(&id).map_or(true, |record| record.is_some()) {
-                wanted.extend(self.driver.parent(&id).ok().flatten());
+            match self.find(&id) {
+                Ok(None) => continue,
+                Ok(Some(record)) => {
+                    wanted.extend(record.parent.as_deref().map(LayerId::new).transpose()?);
+                }
+                Err(Error::Corrupt { .. }) => {}
+                Err(error) => return Err(error),
             }
+            wanted.extend(self.driver.parent(&id)?);
         }
         let mut left = self.unknown()?;
         while let Some(id) = wanted.pop() {
             if let Some(at) = left.iter().position(|one| *one == id) {
                 left.swap_remove(at);
-                wanted.extend(self.driver.parent(&id).ok().flatten());
+                wanted.extend(self.driver.parent(&id)?);
             }
         }
         let mut pruned = Vec::new();
@@ -257,8 +264,10 @@ impl Store {
                 pending.done()?;
                 return Ok(None);
             }
-            self.driver.remove(id)?;
+            // What is refused stays as it was, and is not tried again at the next start.
+            let removed = self.driver.remove(id);
             pending.done()?;
+            removed?;
         }
         Ok(Some(Pruned { id: id.to_string(), bytes, inodes }))
     }
