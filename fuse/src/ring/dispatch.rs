@@ -77,7 +77,9 @@ fn on_open(server: &Server, header: &Header, request: Request<'_>, reply: Pendin
     let node = header.node;
     match request {
         Request::Open { flags } => server.open(header.asker, node, flags, reply),
-        Request::Write { offset, data, kill } => server.write(node, (offset, data), kill, reply),
+        Request::Write { offset, data, kill, cached } => {
+            server.write(node, (offset, data), (kill, cached), reply);
+        }
         Request::Release => server.release(node, reply),
         Request::Fsync { data_only } => server.fsync(node, data_only, reply),
         Request::Opendir => server.opendir(node, reply),

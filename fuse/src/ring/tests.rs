@@ -126,9 +126,15 @@ fn requests_that_open_or_change_an_object_are_read() {
         (op::REMOVEXATTR, vec![], b"user.a\0", r#"Ok(Removexattr { name: "user.a" })"#),
         (
             op::WRITE,
+            bytes![0_u64, 0_u64, 2_u32, 1_u32, 0_u64, 0_u64],
+            b"xy",
+            "Ok(Write { offset: 0, data: [120, 121], kill: false, cached: true })",
+        ),
+        (
+            op::WRITE,
             bytes![0_u64, 4096_u64, 2_u32, 4_u32, 0_u64, 0_u64],
             b"xy",
-            "Ok(Write { offset: 4096, data: [120, 121], kill: true })",
+            "Ok(Write { offset: 4096, data: [120, 121], kill: true, cached: false })",
         ),
     ]);
 }

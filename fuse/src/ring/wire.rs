@@ -96,6 +96,7 @@ pub(super) enum Request<'a> {
         offset: u64,
         data: &'a [u8],
         kill: bool,
+        cached: bool,
     },
     Release,
     Fsync {
@@ -285,9 +286,10 @@ pub(super) fn request<'a>(header: &Header, head: &[u8], payload: &'a [u8]) -> Re
 fn on_open<'a>(header: &Header, op: Words<'_>, payload: &'a [u8]) -> Result<Request<'a>> {
     Ok(match header.opcode {
         op::WRITE => {
-            let kill = op.u32(20)? & WRITE_KILL_SUIDGID != 0;
+            let flags = op.u32(20)?;
+            let (kill, cached) = (flags & WRITE_KILL_SUIDGID != 0, flags & WRITE_CACHE != 0);
             let data = payload.get(..op.size(16)?).ok_or(sys::EIO)?;
-            Request::Write { offset: op.u64(8)?, data, kill }
+            Request::Write { offset: op.u64(8)?, data, kill, cached }
         }
         op::STATFS => Request::Statfs,
         op::SYNCFS => Request::Syncfs,
@@ -347,6 +349,7 @@ fn setattr(op: Words<'_>) -> Result<Request<'static>> {
 }
 
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+const WRITE_CACHE: u32 = 1 << 0;
 const FSYNC_FDATASYNC: u32 = 1;
 
 /// The kinds of requests (enum fuse_opcode).

@@ -201,7 +201,8 @@ impl fuser::Filesystem for Classic {
         reply: ReplyWrite,
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        self.0.write(ino(node), (offset, data), kill, self.sent(reply));
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        self.0.write(ino(node), (offset, data), (kill, cached), self.sent(reply));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use super::answer::{Answer, Asker, Code, Fill, List, Opened, Reply};
 use super::{INLINE_COPY, Server, fail};
 use crate::attr::{Attr, SetAttr};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::inode::Ino;
 use crate::namei::Entry;
 use crate::stats::Op;
@@ -200,21 +200,21 @@ impl Server {
         });
     }
 
-    /// `kill`: the set-id bits fall.
+    /// `kill`: the set-id bits fall; `cached`: these are pages that were written to in memory.
     pub(crate) fn write(
         &self,
         node: Ino,
         (offset, data): (u64, &[u8]),
-        kill: bool,
+        (kill, cached): (bool, bool),
         reply: impl Reply,
     ) {
         if !self.copies(node) {
-            let result = self.timed(Op::Write).write(node, offset, data, kill);
-            return written(reply, result.map(|n| n as u64));
+            let result = write(&self.timed(Op::Write), node, (offset, data), (kill, cached));
+            return written(reply, result);
         }
         let data = data.to_vec();
         self.defer(Op::Write, node, move |core| {
-            written(reply, core.write(node, offset, &data, kill).map(|n| n as u64));
+            written(reply, write(core, node, (offset, &data), (kill, cached)));
         });
     }
 
@@ -374,6 +374,23 @@ impl Server {
             self.dispatch(Op::CopyFileRange, length > INLINE_COPY, job);
         }
     }
+}
+
+/// Of pages the kernel takes for written what no error was told of, so they are written whole or with an error.
+fn write(
+    core: &Overlay,
+    node: Ino,
+    (offset, data): (u64, &[u8]),
+    (kill, cached): (bool, bool),
+) -> Result<u64> {
+    let mut done = core.write(node, offset, data, kill)?;
+    while cached && done < data.len() {
+        match core.write(node, offset + done as u64, &data[done..], kill)? {
+            0 => return Err(Error::code("write", "", sys::ENOSPC)),
+            more => done += more,
+        }
+    }
+    Ok(done as u64)
 }
 
 fn list_plus(core: &Overlay, (dir, handle, offset): (Ino, u64, u64), mut reply: impl List) {
