@@ -2,16 +2,15 @@
 //! the old file or the new one.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
-use crate::sys::publish;
+use crate::sys::{change, publish};
 
 /// Puts `bytes` at `path`, in place of what is there.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut staged = Staged::beside(path)?;
-    staged.file.write_all(bytes).on("write", &staged.path)?;
+    let staged = Staged::beside(path)?;
+    change::write(&staged.file, bytes).on("write", &staged.path)?;
     staged.publish(path)
 }
 
@@ -39,14 +38,14 @@ impl Staged {
         hidden.push(name);
         hidden.push(format!(".{:016x}.tmp", plyfs_fuse::sys::random_u64()));
         let hidden = parent(path).join(hidden);
-        let file = File::options().read(true).write(true).create_new(true).open(&hidden);
-        Ok(Staged { file: file.on("create", &hidden)?, path: hidden, published: false })
+        let file = change::create_new(&hidden).on("create", &hidden)?;
+        Ok(Staged { file, path: hidden, published: false })
     }
 
     /// Gives it its name, in place of what has that now.
     pub fn publish(mut self, path: &Path) -> Result<()> {
         self.file.sync_all().on("sync", &self.path)?;
-        std::fs::rename(&self.path, path).on("rename to", path)?;
+        change::rename(&self.path, path).on("rename to", path)?;
         self.published = true;
         sync_dir(parent(path))
     }
@@ -57,7 +56,7 @@ impl Drop for Staged {
         if self.published {
             return;
         }
-        if let Err(error) = std::fs::remove_file(&self.path) {
+        if let Err(error) = change::remove_file(&self.path) {
             log::debug!("remove {}: {error}", self.path.display());
         }
     }

@@ -2,6 +2,7 @@
 //! namespaces. The only room of this package with unsafe code, and the only one that names `libc`
 //! or `rustix`. EINTR is handled here; owned descriptors come out.
 
+pub mod change;
 pub mod context;
 pub mod copy;
 mod lock;
@@ -16,8 +17,8 @@ pub mod unpack;
 
 pub use lock::lock_file;
 pub use mount::{
-    NewFlags, bind, bind_recursive, make_private, make_read_only, mount_empty, mount_proc,
-    mount_scratch, pivot_root, remount, set_hostname, unmount, unshare,
+    NewFlags, bind, bind_read_only, bind_recursive, make_private, make_read_only, mount_empty,
+    mount_proc, mount_scratch, pivot_root, remount, set_hostname, unmount, unshare,
 };
 pub use process::{
     Child, Ended, Other, Usage, close_inherited, close_stdio, exit_with_parent, fork, inherited,

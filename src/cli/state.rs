@@ -9,6 +9,9 @@ use crate::driver::registry::{Config, PRIORITY, Registry, Selected};
 use crate::error::{Context, Error, Result};
 use crate::store::Store;
 
+/// Where crash tests put the change of the store before which the process is to die (`plyfs_fuse::sys::fault`).
+const FAULT_VARIABLE: &str = "PLYFS_STORE_FAULT";
+
 /// Where the store is, and how it keeps its layers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
 pub struct StateArgs {
@@ -36,6 +39,7 @@ impl StateArgs {
 
     /// The driver that the store uses, and why.
     pub fn select(&self, config: &Config) -> Result<Selected> {
+        plyfs_fuse::sys::fault::arm_by(FAULT_VARIABLE);
         Registry::built_in().select(self.driver.as_deref(), &PRIORITY, config)
     }
 

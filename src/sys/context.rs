@@ -12,6 +12,8 @@ use rustix::mount::{
     fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
+use super::change;
+
 /// The kernel's messages are lines of at most this length.
 const MESSAGE: usize = 1024;
 
@@ -57,6 +59,8 @@ impl Context {
 
     /// Makes the filesystem. Set-id programs and devices in it do what they do elsewhere.
     pub fn create(&self, read_only: bool) -> io::Result<Detached> {
+        // The kernel's overlay makes a directory in its work directory.
+        change::point()?;
         fsconfig_create(&self.0)?;
         let attributes =
             if read_only { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
@@ -71,6 +75,7 @@ pub struct Detached(OwnedFd);
 impl Detached {
     /// Shows it at `target`.
     pub fn attach(&self, target: &Path) -> io::Result<()> {
+        change::point()?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         Ok(move_mount(&self.0, "", CWD, target, flags)?)
     }
@@ -94,6 +99,7 @@ pub fn mount_by_text(kind: &str, target: &Path, data: &OsStr, read_only: bool) -
         return Err(rustix::io::Errno::TOOBIG.into());
     }
     let data = std::ffi::CString::new(data.as_bytes())?;
+    change::point()?;
     let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
     Ok(rustix::mount::mount("plyfs", target, kind, flags, data.as_c_str())?)
 }

@@ -15,6 +15,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::change;
 use super::tree::{self, Kind, Stat};
 
 /// How a tree is copied.
@@ -42,7 +43,7 @@ pub fn tree(from: &Path, to: &Path, how: How) -> Result<(), Failure> {
         move |error| Failure { path, error }
     };
     let root = Path::new("");
-    std::fs::create_dir(to).map_err(at(root))?;
+    change::make_dir(to, 0o777).map_err(at(root))?;
     let source = tree::open_root(from).map_err(at(root))?;
     let target = tree::open_root(to).map_err(at(root))?;
     let mut copy = Copy { how, names: HashMap::new(), target };
@@ -95,6 +96,7 @@ impl Copy {
         path: &Path,
     ) -> io::Result<bool> {
         let stat = tree::stat(from, name)?;
+        change::point()?;
         if stat.kind == Kind::Dir {
             rustix::fs::mkdirat(to, name, Mode::RWXU)?;
             return Ok(true);
@@ -140,6 +142,7 @@ impl Copy {
         let reading = tree::open_file(from, name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let writing = File::from(rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?);
+        change::point()?;
         if rustix::fs::ioctl_ficlone(&writing, &reading).is_err() {
             data(&reading, &writing, stat.size)?;
         }
@@ -219,16 +222,19 @@ fn attributes(
     let at = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
     if (now.uid, now.gid) != (stat.uid, stat.gid) {
         let owner = (Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)));
+        change::point()?;
         rustix::fs::chownat(to, name, owner.0, owner.1, at)?;
     }
     if stat.kind != Kind::Symlink {
         let mode = Mode::from_raw_mode(stat.mode);
+        change::point()?;
         // The name is one that was just made; by its path, since chmod of a descriptor needs it open for more.
         rustix::fs::chmod(proc_path(to, name), mode)?;
     }
     xattrs((from, to), name, how)?;
     let time = Timespec { tv_sec: stat.mtime, tv_nsec: i64::from(stat.mtime_nsec) };
     let times = Timestamps { last_access: time, last_modification: time };
+    change::point()?;
     if name.is_empty() {
         return Ok(rustix::fs::utimensat(
             rustix::fs::CWD,
@@ -256,6 +262,7 @@ fn xattrs((from, to): (BorrowedFd<'_>, BorrowedFd<'_>), name: &OsStr, how: How) 
 
 /// Sets an xattr of a name in a directory, or (`name` empty) of the directory.
 pub fn set_xattr(dir: BorrowedFd<'_>, name: &OsStr, key: &OsStr, value: &[u8]) -> io::Result<()> {
+    change::point()?;
     let path = proc_path(dir, name);
     let flags = XattrFlags::empty();
     let result = match name.is_empty() {

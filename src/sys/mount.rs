@@ -2,10 +2,17 @@
 
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::fs::CWD;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount,
+    open_tree,
+};
+
+use super::change;
 
 /// Leaves the namespaces named by `flags` (`CLONE_NEW*`) for new ones. The process has one thread.
 pub fn unshare(flags: i32) -> io::Result<()> {
@@ -55,18 +62,32 @@ pub fn mount_scratch(target: &Path) -> io::Result<()> {
 /// nodes there can still be opened for writing.
 pub fn make_read_only(target: &Path, deeply: bool) -> io::Result<()> {
     let path = CString::new(target.as_os_str().as_bytes())?;
+    let flags = if deeply { libc::AT_RECURSIVE } else { 0 };
+    set_read_only(libc::AT_FDCWD, &path, flags)
+}
+
+/// Shows the directory `source` at `target` too, where nothing can be changed from the first moment on.
+pub fn bind_read_only(source: &Path, target: &Path) -> io::Result<()> {
+    change::point()?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, source, flags)?;
+    set_read_only(tree.as_raw_fd(), c"", libc::AT_EMPTY_PATH)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&tree, "", CWD, target, flags)?)
+}
+
+fn set_read_only(dir: RawFd, path: &CStr, flags: i32) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,
         attr_clr: 0,
         propagation: 0,
         userns_fd: 0,
     };
-    let flags = if deeply { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path and the attributes live across the call, which reads exactly their size.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
+            dir,
             path.as_ptr(),
             flags,
             &raw const attributes,
@@ -83,6 +104,7 @@ pub fn unmount(target: &Path, lazily: bool) -> io::Result<()> {
     if lazily {
         flags |= UnmountFlags::DETACH;
     }
+    change::point()?;
     Ok(rustix::mount::unmount(target, flags)?)
 }
 

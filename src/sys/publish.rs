@@ -1,13 +1,16 @@
 //! Making things appear whole, and lasting.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use rustix::fs::{CWD, RenameFlags};
 
+use super::change;
+
 /// Renames to a name that is free; `AlreadyExists` when it is not.
 pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    change::point()?;
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // A filesystem that cannot promise it. The caller alone makes such names.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
@@ -36,8 +39,8 @@ pub fn sync_filesystem(dir: &Path) -> io::Result<()> {
 
 /// Writes a new file whole, and makes its content last.
 pub fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = File::options().write(true).create_new(true).open(path)?;
-    file.write_all(content)?;
+    let file = change::create_new(path)?;
+    change::write(&file, content)?;
     file.sync_all()
 }
 
@@ -62,6 +65,7 @@ pub fn page_size() -> usize {
 
 /// Lets two directories change names in one step.
 pub fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    change::point()?;
     Ok(rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
 }
 

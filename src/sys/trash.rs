@@ -10,6 +10,8 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::change;
+
 /// Directories are held open down to this depth; what lies deeper is moved up first.
 const DEPTH: usize = 64;
 
@@ -33,6 +35,7 @@ impl Trash {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Ok(false);
         }
+        change::point()?;
         match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(true),
             Err(Errno::ISDIR | Errno::PERM) => {}
@@ -58,6 +61,7 @@ impl Trash {
                     return Ok(false);
                 }
             }
+            change::point()?;
             match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => return Ok(true),
                 // What lay too deep has come up here.
@@ -76,6 +80,7 @@ impl Trash {
             self.moved += 1;
             let to = OsString::from(format!(".plyfs-deep-{}", self.moved));
             let flags = rustix::fs::RenameFlags::NOREPLACE;
+            change::point()?;
             match rustix::fs::renameat_with(dir, name, top, &to, flags) {
                 Err(Errno::EXIST) => {}
                 Err(Errno::NOENT) => return Ok(true),
@@ -96,6 +101,7 @@ fn open(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
     };
     match attempt() {
         Err(Errno::ACCESS) => {
+            change::point()?;
             rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
             Ok(attempt()?)
         }
@@ -103,6 +109,7 @@ fn open(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
         Ok(fd) => {
             let stat = rustix::fs::fstat(&fd)?;
             if stat.st_mode & 0o300 != 0o300 {
+                change::point()?;
                 let result = rustix::fs::fchmod(&fd, Mode::RWXU);
                 log::trace!("chmod of a directory that is deleted: {result:?}");
             }

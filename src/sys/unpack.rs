@@ -2,28 +2,43 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+
+use super::change;
 
 /// Seconds since 1970, which may be negative, and nanoseconds.
 pub type Moment = (i64, u32);
 
 /// Makes a regular file and opens it for writing; EEXIST when the name is taken.
 pub fn create(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<File> {
+    change::point()?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(File::from(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(mode & 0o7777))?))
 }
 
+/// Writes all of `part`, at `offset` or where the last write ended.
+pub fn write(mut file: &File, part: &[u8], offset: Option<u64>) -> io::Result<()> {
+    change::point()?;
+    match offset {
+        None => file.write_all(part),
+        Some(offset) => file.write_all_at(part, offset),
+    }
+}
+
 /// Sets the permissions of an open file or directory.
 pub fn chmod(fd: impl AsFd, mode: u32) -> io::Result<()> {
+    change::point()?;
     Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(mode & 0o7777))?)
 }
 
 /// Sets the permissions of `name` in `dir`, which must not be a symlink: that is EOPNOTSUPP.
 pub fn chmod_at(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<()> {
+    change::point()?;
     let path = std::ffi::CString::new(name.as_bytes())?;
     // SAFETY: the name ends with NUL; the other arguments are numbers.
     let done = unsafe {
@@ -60,17 +75,20 @@ pub fn chmod_by_handle(dir: impl AsFd, name: &OsStr, mode: u32) -> io::Result<()
 
 /// Sets owner and group of an open file or directory.
 pub fn chown(fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
+    change::point()?;
     Ok(rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
 }
 
 /// Sets owner and group of `name` in `dir`, of a symlink itself.
 pub fn chown_at(dir: impl AsFd, name: &OsStr, uid: u32, gid: u32) -> io::Result<()> {
+    change::point()?;
     let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
     Ok(rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 /// Sets last access and last modification of an open file or directory.
 pub fn set_times(fd: impl AsFd, accessed: Moment, modified: Moment) -> io::Result<()> {
+    change::point()?;
     Ok(rustix::fs::futimens(fd, &stamps(accessed, modified))?)
 }
 
@@ -82,6 +100,7 @@ pub fn set_times_at(
     modified: Moment,
 ) -> io::Result<()> {
     let stamps = stamps(accessed, modified);
+    change::point()?;
     Ok(rustix::fs::utimensat(dir, name, &stamps, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 

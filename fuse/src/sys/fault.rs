@@ -1,53 +1,52 @@
 //! Fault points: with the feature `fault-injection`, `PLYFS_FAULT=N` kills the process before its
 //! N-th change on disk (N counts from 1), and `PLYFS_FAULT=N:ERRNO` fails that change and every
-//! later one with the number instead. Counting starts when [`arm`] is called. `PLYFS_HOLD=FIFO`
+//! later one with the number instead. Counting starts when [`arm`] is called; a process that changes
+//! a store and serves nothing asks for another variable ([`arm_by`]), so that the server of a mount it
+//! starts is not meant too. Each change is logged (`trace`) with its number. `PLYFS_HOLD=FIFO`
 //! makes copying of data as slow as a test wants: while the pipe exists, a copy waits until somebody
 //! has opened it for writing and closed it again. Without the feature every point is nothing.
 
 use std::io;
 
 /// Starts counting; called once the mount answers, or by a test.
-#[cfg(feature = "fault-injection")]
 pub fn arm() {
-    plan().armed.store(true, std::sync::atomic::Ordering::SeqCst);
+    arm_by("PLYFS_FAULT");
+}
+
+/// Starts counting, with the plan in another variable; the first who arms decides.
+#[cfg(feature = "fault-injection")]
+pub fn arm_by(variable: &str) {
+    PLAN.get_or_init(|| Plan::read(&std::env::var(variable).unwrap_or_default()));
 }
 
 /// Starts counting; nothing without the feature.
 #[cfg(not(feature = "fault-injection"))]
-pub fn arm() {}
+pub fn arm_by(_variable: &str) {}
+
+#[cfg(feature = "fault-injection")]
+static PLAN: std::sync::OnceLock<Plan> = std::sync::OnceLock::new();
 
 #[cfg(feature = "fault-injection")]
 struct Plan {
     at: u64,
     errno: Option<i32>,
     count: std::sync::atomic::AtomicU64,
-    armed: std::sync::atomic::AtomicBool,
 }
 
 #[cfg(feature = "fault-injection")]
-fn plan() -> &'static Plan {
-    static PLAN: std::sync::OnceLock<Plan> = std::sync::OnceLock::new();
-    PLAN.get_or_init(|| {
-        let text = std::env::var("PLYFS_FAULT").unwrap_or_default();
-        let (at, errno) = text.split_once(':').unwrap_or((&text, ""));
-        Plan {
-            at: at.parse().unwrap_or(0),
-            errno: errno.parse().ok(),
-            count: Default::default(),
-            armed: Default::default(),
-        }
-    })
+impl Plan {
+    fn read(text: &str) -> Plan {
+        let (at, errno) = text.split_once(':').unwrap_or((text, ""));
+        Plan { at: at.parse().unwrap_or(0), errno: errno.parse().ok(), count: Default::default() }
+    }
 }
 
 /// One change on disk is about to happen.
 #[cfg(feature = "fault-injection")]
-pub(super) fn point() -> io::Result<()> {
-    use std::sync::atomic::Ordering::SeqCst;
-    let plan = plan();
-    if plan.at == 0 || !plan.armed.load(SeqCst) {
-        return Ok(());
-    }
-    let now = plan.count.fetch_add(1, SeqCst) + 1;
+pub fn point() -> io::Result<()> {
+    let Some(plan) = PLAN.get().filter(|plan| plan.at > 0) else { return Ok(()) };
+    let now = plan.count.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
+    log::trace!("change {now}");
     match plan.errno {
         Some(code) if now >= plan.at => Err(io::Error::from_raw_os_error(code)),
         None if now == plan.at => {
@@ -64,7 +63,7 @@ pub(super) fn point() -> io::Result<()> {
 /// One change on disk is about to happen.
 #[cfg(not(feature = "fault-injection"))]
 #[inline(always)]
-pub(super) fn point() -> io::Result<()> {
+pub fn point() -> io::Result<()> {
     Ok(())
 }
 

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 
 use plyfs_fuse::sys::{self, Stat};
 use plyfs_fuse::whiteout::{self, Dialect, Space, Style};
@@ -301,11 +300,8 @@ impl<'a> Unpack<'a> {
         let mut left = length;
         while left > 0 {
             let part = input.part(left)?;
-            let written = match offset {
-                None => (&mut &*file).write_all(part),
-                Some(offset) => file.write_all_at(part, offset + (length - left)),
-            };
-            written.on("write", self.dirs.shown(b""))?;
+            let written = offset.map(|offset| offset + (length - left));
+            unpack::write(file, part, written).on("write", self.dirs.shown(b""))?;
             if let Some(record) = &mut self.record {
                 record.data(source, part)?;
             }
