@@ -21,6 +21,7 @@ mod vfs;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,7 @@ use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
 use crate::mount::plan::Mount;
 use crate::mount::table;
-use crate::sys;
+use crate::sys::{self, change};
 
 /// The longest name of a layer: it becomes the name of a directory beside which others get longer ones.
 const ID_LIMIT: usize = 128;
@@ -236,6 +237,14 @@ fn refuse_mounted(dir: &Path, id: &LayerId) -> Result<()> {
             by: format!("the mount at {}", mount.target.display()),
         }),
     }
+}
+
+/// Orders all processes that work in a store's root, as long as the value lives; never held during slow work.
+pub(crate) fn lock_root(root: &Path) -> Result<File> {
+    let path = root.join("lock");
+    let file = change::open_or_create(&path).on("open", &path)?;
+    sys::lock_file(&file, true).on("lock", &path)?;
+    Ok(file)
 }
 
 /// Whether files can be given to more than one owner. Where they cannot, owners are kept in attributes.

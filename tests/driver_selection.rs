@@ -169,19 +169,22 @@ fn trying_leaves_nothing() {
     needs!(Root, KernelOverlay, Fuse);
     own_namespace();
     let mut store = Store::open("overlay2");
-    // One left by a crash goes when it is old, and stays while its maker may live.
-    for (name, age) in [(".trial-OLD", 1000), (".trial-NEW", 0)] {
-        let dir = store.root().join(name);
-        fs::create_dir(&dir).unwrap();
-        let time = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
-        fs::File::open(&dir).unwrap().set_modified(time).unwrap();
-    }
+    // One left by a crash goes, and stays while its maker lives.
+    let [dead, living] = [".trial-DEAD", ".trial-LIVING"].map(|name| store.root().join(name));
+    fs::create_dir_all(dead.join("merged/d")).unwrap();
+    fs::create_dir(&living).unwrap();
+    let lock = fs::File::open(&living).unwrap();
+    plyfs::sys::publish::lock_shared(&lock).unwrap();
+    // Where it cannot be tried without being seen, the mount is left too.
+    let (flags, none) = (rustix::mount::MountFlags::empty(), None::<&std::ffi::CStr>);
+    rustix::mount::mount("plyfs", dead.join("merged"), "tmpfs", flags, none).unwrap();
     store.reopen("overlay2");
-    assert!(!store.root().join(".trial-OLD").exists());
-    fs::remove_dir(store.root().join(".trial-NEW")).unwrap();
-    let left: Vec<_> =
+    assert!(!dead.exists());
+    fs::remove_dir(living).unwrap();
+    let mut left: Vec<_> =
         fs::read_dir(store.root()).unwrap().flatten().map(|e| e.file_name()).collect();
-    assert_eq!(left, ["overlay2"]);
+    left.sort();
+    assert_eq!(left, ["lock", "overlay2"]);
     let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
     assert!(!table.contains(store.root().to_str().unwrap()));
 }

@@ -9,7 +9,7 @@ use super::options::{Config, refuse_backing};
 use crate::doctor::{filesystem, namespace};
 use crate::error::{Context, Error, Result};
 use crate::mount::plan::Kind;
-use crate::sys::{self, context, probe};
+use crate::sys::{self, change, context, probe};
 
 pub(super) const NAME: &str = "fuse-overlay";
 
@@ -22,11 +22,11 @@ const REFUSED: [&str; 3] = ["vfat", "ecryptfs", "aufs"];
 /// Opens the driver, after FUSE has been seen to work.
 pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     let settings = config.settings(NAME, &["size", "mountopt"], &[])?;
-    std::fs::create_dir_all(&config.root).on("create", &config.root)?;
+    change::make_dirs(&config.root, 0o777).on("create", &config.root)?;
     refuse_backing(NAME, &config.root, &REFUSED)?;
     attempt()?;
     let trial = Trial::new(&config.root)?;
-    let typed = std::fs::create_dir(trial.path().join("d"))
+    let typed = change::make_dir(&trial.path().join("d"), 0o700)
         .and_then(|()| probe::lists_types(trial.path()))
         .on("list", trial.path())?;
     let records = !super::can_set_owners();

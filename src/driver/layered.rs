@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::fill::{self, Deletions, Files, Target};
 use super::layout::{self, FRESH, Layout};
@@ -12,8 +11,8 @@ use super::{
 };
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
-use crate::mount::plan::{Kind, Mount};
-use crate::sys::{copy, publish, trash};
+use crate::mount::plan::{self, Kind, Mount};
+use crate::sys::{change, copy, publish, trash};
 
 /// The directory that both keep their layers in.
 pub(super) const HOME: &str = "overlay2";
@@ -142,7 +141,7 @@ impl Driver for Layered {
             .and_then(|applied| {
                 publish::sync_filesystem(&root).on("sync", &root)?;
                 // An empty directory gives way to it.
-                std::fs::rename(&root, &own).on("rename", &root)?;
+                change::rename(&root, &own).on("rename", &root)?;
                 publish::sync_dir(&dir).on("sync", &dir)?;
                 Ok(applied)
             });
@@ -215,19 +214,19 @@ pub(super) fn refuse_full(id: &LayerId, own: &Path) -> Result<()> {
     }
 }
 
-/// A directory for trying things, which goes whatever comes of them.
+/// A directory for trying things, which goes whatever comes of them. One that nobody has locked was left by a crash: it is
+/// made and locked under the lock of the root.
 #[derive(Debug)]
 pub(super) struct Trial(PathBuf, #[allow(dead_code, reason = "its lock tells that we live")] File);
 
 /// The beginning of its name.
 const TRIAL: &str = ".trial-";
-/// How long one that nobody has locked may be one whose maker is about to.
-const FRESH_FOR: Duration = Duration::from_secs(60);
 
 impl Trial {
     /// Makes one in the root of a store, which is made too when it is missing.
     pub(super) fn new(root: &Path) -> Result<Trial> {
-        std::fs::create_dir_all(root).on("create", root)?;
+        change::make_dirs(root, 0o777).on("create", root)?;
+        let _making = super::lock_root(root)?;
         Trial::sweep(root)?;
         let name = publish::random_name(12).on("getrandom", "")?;
         let path = root.join(format!("{TRIAL}{name}"));
@@ -241,12 +240,20 @@ impl Trial {
     fn sweep(root: &Path) -> Result<()> {
         for name in layout::names(root)?.iter().filter(|name| name.starts_with(TRIAL)) {
             let path = root.join(name);
+            // One that went since it was listed.
             let Ok(dir) = File::open(&path) else { continue };
-            let age =
-                dir.metadata().and_then(|found| found.modified()).on("stat", &path)?.elapsed();
-            let old = age.is_ok_and(|age| age > FRESH_FOR);
-            if old && publish::try_lock(&dir).on("lock", &path)? {
-                trash::delete(root, name.as_ref(), None).on("delete", &path)?;
+            if !publish::try_lock(&dir).on("lock", &path)? {
+                continue;
+            }
+            // Where a mount cannot be tried without being seen, it may be there still.
+            let target = path.join("merged");
+            let cleared = match target.symlink_metadata() {
+                Ok(_) => plan::take_away(&target, true),
+                Err(_) => Ok(()),
+            };
+            let deleted = || trash::delete(root, name.as_ref(), None).on("delete", &path);
+            if let Err(error) = cleared.and_then(|()| deleted()) {
+                log::warn!("{error}");
             }
         }
         Ok(())

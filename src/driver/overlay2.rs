@@ -7,7 +7,7 @@ use super::options::{Config, refuse_backing};
 use crate::doctor::{filesystem, overlay};
 use crate::error::{Context, Error, Result};
 use crate::mount::plan::{self, Kind, Mount};
-use crate::sys::{probe, tree};
+use crate::sys::{change, probe, tree};
 
 pub(super) const NAME: &str = "overlay2";
 
@@ -23,7 +23,7 @@ const IGNORED: [&str; 2] = ["override_kernel_check", "skip_mount_home"];
 /// Opens the driver, after it has been seen to work on the store's filesystem.
 pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     let settings = config.settings(NAME, &["size", "mountopt"], &IGNORED)?;
-    std::fs::create_dir_all(&config.root).on("create", &config.root)?;
+    change::make_dirs(&config.root, 0o777).on("create", &config.root)?;
     refuse_backing(NAME, &config.root, &REFUSED)?;
     // `trusted.*` is for root of the initial user namespace alone.
     let user = !tree::has_initial_privilege();
@@ -56,7 +56,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
 pub(super) fn attempt(config: &Config, user: bool, options: &[String]) -> Result<bool> {
     let trial = Trial::new(&config.root)?;
     let dir = trial.path();
-    overlay::make_layers(dir).on("write", dir)?;
+    change::point().and_then(|()| overlay::make_layers(dir)).on("write", dir)?;
     if !probe::lists_types(&dir.join("lower")).on("list", dir)? {
         let kind = filesystem::name(dir);
         let why = "listings do not say what a name is, which whiteouts need; make it anew (xfs: mkfs.xfs -n ftype=1), \
@@ -79,6 +79,7 @@ pub(super) fn attempt(config: &Config, user: bool, options: &[String]) -> Result
         Err(Error::Io { source, .. }) => return Err(said(source)),
         other => other?,
     };
+    change::point().on("write", dir)?;
     overlay::work(space, attempt.path(), &dir.join("upper")).map_err(said)?;
     Ok(true)
 }
