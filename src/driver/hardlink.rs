@@ -6,11 +6,12 @@
 //! | `ID/root` | an image: its whole tree |
 //! | `ID/{upper,work,merged,lower-id}` | a container: what it changes in the image that `lower-id` names |
 //! | `ID/parent` | the layer's parent |
-//! | `ID/shared` | other images share files with it, or may soon |
+//! | `ID/shared` | other images share files with it, or may soon, or (empty) it is never written for other reasons |
 //!
 //! A file with many names is never written: an archive replaces files, and an image that shares any is seen read-only. A
 //! layer with both `root` and `upper` is an image whose archive was applied just before a crash.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
 use crate::layer::diff;
 use crate::mount::plan::{Kind, Mount};
-use crate::sys::{copy, publish, trash, tree};
+use crate::sys::{change, copy, publish, trash, tree};
 
 pub(super) const NAME: &str = "overlay";
 /// Its directory; the overlay format of other programs has the same name.
@@ -41,8 +42,11 @@ const REFUSED: [&str; 9] =
 /// A tree that is being made inside a layer.
 const FRESH: &str = "root.new";
 
-/// What makes a layer a container.
-const CONTAINER: [&str; 4] = ["lower-id", "work", "merged", "upper"];
+/// What `shared` says in an image that layers are built on, as long as there are any.
+const HAS_CHILDREN: &str = "has children";
+
+/// What makes a layer a container, in the order in which it goes.
+const CONTAINER: [&str; 3] = ["lower-id", "work", "upper"];
 
 #[derive(Debug)]
 struct Hardlink {
@@ -54,7 +58,7 @@ struct Hardlink {
 /// Opens the driver, after the kernel's overlay has been seen to work.
 pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     let settings = config.settings(NAME, &["mountopt"], &[])?;
-    std::fs::create_dir_all(&config.root).on("create", &config.root)?;
+    change::make_dirs(&config.root, 0o777).on("create", &config.root)?;
     let home = config.root.join(HOME);
     if home.join("l").symlink_metadata().is_ok() {
         let why = "is a store of containers/storage or iSulad, not of the legacy driver";
@@ -140,10 +144,28 @@ impl Hardlink {
 
     /// Notes that others are built on an image.
     fn share(&self, id: &LayerId) -> Result<()> {
-        match write(&self.layers.at(id).join("shared"), "") {
+        match write(&self.layers.at(id).join("shared"), HAS_CHILDREN) {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => Ok(()),
             other => other,
         }
+    }
+
+    /// An image that is read-only only because of children may be written again when there are none.
+    fn release_parents(&self, done: &mut Vec<String>) -> Result<()> {
+        let (layers, mut below) = (self.list()?, HashSet::new());
+        for id in &layers {
+            let dir = self.layers.at(id);
+            below.extend(read_id(&dir.join("parent"))?);
+            below.extend(read_id(&dir.join("lower-id"))?);
+        }
+        for id in layers.iter().filter(|id| !below.contains(id)) {
+            let mark = self.layers.at(id).join("shared");
+            if std::fs::read(&mark).is_ok_and(|text| text == HAS_CHILDREN.as_bytes()) {
+                change::remove_file(&mark).on("remove", &mark)?;
+                done.push(format!("layer '{id}': may be changed again, no layer is built on it"));
+            }
+        }
+        Ok(())
     }
 
     /// Makes at `root` the tree that a container shows, whose files are its image's as far as it has not changed them.
@@ -166,14 +188,20 @@ impl Hardlink {
 
     /// Deletes what made a layer a container, now that it is an image.
     fn drop_container(&self, dir: &Path) -> Result<bool> {
-        let mut any = false;
-        for name in CONTAINER {
-            if dir.join(name).symlink_metadata().is_ok() {
-                any = true;
-                trash::delete(dir, name.as_ref(), None).on("delete", dir.join(name))?;
+        if !CONTAINER.iter().any(|name| dir.join(name).symlink_metadata().is_ok()) {
+            return Ok(false);
+        }
+        // An image has one too while it is mounted; that is another.
+        let merged = dir.join("merged");
+        if merged.is_dir() {
+            if let Err(error) = change::remove_dir(&merged) {
+                log::debug!("remove {}: {error}", merged.display());
             }
         }
-        Ok(any)
+        for name in CONTAINER {
+            trash::delete(dir, name.as_ref(), None).on("delete", dir.join(name))?;
+        }
+        Ok(true)
     }
 
     fn label(&self, id: &LayerId, options: &MountOptions) -> Result<Option<String>> {
@@ -296,7 +324,8 @@ impl Driver for Hardlink {
             .build_tree(id, &image, &upper, &root)
             .and_then(|()| fill::fill(whole(&root), archive, limits, split))
             .and_then(|applied| {
-                self.share(id)?;
+                // For good: its files are those of the image below.
+                durable::replace(&dir.join("shared"), b"")?;
                 publish::sync_filesystem(&root).on("sync", &root)?;
                 publish::rename_new(&root, &dir.join("root")).on("rename", &root)?;
                 publish::sync_dir(&dir).on("sync", &dir)?;
@@ -359,7 +388,7 @@ impl Driver for Hardlink {
                     done.push(format!("layer '{id}': deleted content that was not finished"));
                 }
             }
-            Ok(())
+            self.release_parents(done)
         })
     }
 
@@ -387,9 +416,8 @@ fn whole(root: &Path) -> Target {
 /// A file that nobody else sees, and that goes with this process.
 fn tempfile(dir: &Path) -> Result<File> {
     let path = dir.join(format!(".new-{}", publish::random_name(16).on("getrandom", "")?));
-    let file = File::options().read(true).write(true).create_new(true).open(&path);
-    let file = file.on("create", &path)?;
-    std::fs::remove_file(&path).on("remove", &path)?;
+    let file = change::create_new(&path).on("create", &path)?;
+    change::remove_file(&path).on("remove", &path)?;
     Ok(file)
 }
 

@@ -7,14 +7,13 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::LayerId;
 use super::layout::names;
 use crate::error::{Context, Error, Result};
-use crate::sys::{publish, trash};
+use crate::sys::{change, publish, trash};
 
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
@@ -30,12 +29,8 @@ pub(super) struct Shelf(PathBuf);
 impl Shelf {
     /// Opens it, made when it is missing.
     pub(super) fn open(dir: PathBuf) -> Result<Shelf> {
-        match std::fs::DirBuilder::new().mode(0o710).recursive(true).create(&dir) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                Err(Error::io("create", dir, error))
-            }
-            _ => Ok(Shelf(dir)),
-        }
+        change::make_dirs(&dir, 0o710).on("create", &dir)?;
+        Ok(Shelf(dir))
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -103,7 +98,7 @@ impl Shelf {
         super::refuse_mounted(&dir, id)?;
         let gone = self.name(GONE)?;
         let working = self.work()?;
-        std::fs::rename(&dir, &gone).on("rename", &dir)?;
+        change::rename(&dir, &gone).on("rename", &dir)?;
         publish::sync_dir(&self.0).on("sync", &self.0)?;
         drop(working);
         self.delete(&gone, Some(Instant::now() + PATIENCE))?;
@@ -131,7 +126,7 @@ impl Shelf {
         if let Some(_alone) = self.alone()? {
             for name in names(&self.0)?.iter().filter(|name| name.starts_with(NEW)) {
                 let from = self.0.join(name);
-                std::fs::rename(&from, self.name(GONE)?).on("rename", &from)?;
+                change::rename(&from, &self.name(GONE)?).on("rename", &from)?;
             }
             mend(&mut done)?;
         }
@@ -160,8 +155,7 @@ impl Shelf {
 
     fn lock_file(&self) -> Result<File> {
         let path = self.0.join(LOCK);
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        open.on("open", &path)
+        change::open_or_create(&path).on("open", &path)
     }
 
     fn name(&self, prefix: &str) -> Result<PathBuf> {

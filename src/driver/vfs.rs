@@ -13,7 +13,7 @@ use super::{
 use crate::doctor::filesystem;
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
-use crate::sys::{copy, probe, publish};
+use crate::sys::{change, copy, publish};
 
 pub(super) const NAME: &str = "vfs";
 
@@ -89,7 +89,7 @@ impl Driver for Vfs {
                 Some(parent) => self.copy(&self.dir(parent)?, new, false)?,
             }
             if let Some(label) = &spec.label {
-                let set = probe::set_xattr(new, "security.selinux", label.as_bytes());
+                let set = change::set_xattr(new, "security.selinux", label.as_bytes());
                 set.on("set the label of", new)?;
             }
             publish::sync_filesystem(new).on("sync", new)
