@@ -22,7 +22,6 @@ mod sweep;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use plyfs_fuse::owner::OVERRIDE_NAMES;
@@ -30,7 +29,7 @@ use plyfs_fuse::owner::OVERRIDE_NAMES;
 use super::shelf::Shelf;
 use super::{Create, LayerId, Parts};
 use crate::error::{Context, Error, Result};
-use crate::sys::{copy, probe, publish, tree};
+use crate::sys::{change, copy, publish, tree};
 
 /// The directory of short links.
 const LINKS: &str = "l";
@@ -57,12 +56,8 @@ impl Layout {
     pub(super) fn open(home: PathBuf, deepest: usize, records: bool) -> Result<Layout> {
         let shelf = Shelf::open(home)?;
         let links = shelf.dir().join(LINKS);
-        match std::fs::DirBuilder::new().mode(0o700).create(&links) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                Err(Error::io("create", links, error))
-            }
-            _ => Ok(Layout { shelf, deepest, records }),
-        }
+        change::make_dirs(&links, 0o700).on("create", &links)?;
+        Ok(Layout { shelf, deepest, records })
     }
 
     pub(super) fn home(&self) -> &Path {
@@ -119,7 +114,8 @@ impl Layout {
         let link = links.join(&short);
         let made = self.shelf.publish(id, |new| {
             self.build(new, &short, parent, spec)?;
-            symlink(Path::new("..").join(id.as_str()).join("diff"), &link).on("create", &link)?;
+            let to = Path::new("..").join(id.as_str()).join("diff");
+            change::symlink(&to, &link).on("create", &link)?;
             publish::sync_dir(&links).on("sync", &links)
         });
         let claimed = std::fs::read_to_string(self.at(id).join("link")).unwrap_or_default();
@@ -145,6 +141,7 @@ impl Layout {
             let below = self.below(parent)?;
             write(&new.join("lower"), below.join(":").as_bytes())?;
             inherit(&self.dir(parent)?.join("diff"), &diff)?;
+            publish::sync_dir(&diff).on("sync", &diff)?;
             self.commit(parent)?;
         }
         if parent.is_some() || self.records {
@@ -318,9 +315,9 @@ pub(super) fn inherit(parent: &Path, child: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
     let own = child.symlink_metadata().on("stat", child)?;
     if (own.uid(), own.gid()) != (found.uid(), found.gid()) {
-        std::os::unix::fs::chown(child, Some(found.uid()), Some(found.gid())).on("chown", child)?;
+        change::chown(child, found.uid(), found.gid()).on("chown", child)?;
     }
-    std::fs::set_permissions(child, found.permissions()).on("chmod", child)?;
+    change::chmod(child, found.mode() & 0o7777).on("chmod", child)?;
     let dir = tree::open_root(parent).on("open", parent)?;
     for key in tree::xattr_names(&dir, OsStr::new("")).on("list xattrs", parent)? {
         let text = key.to_string_lossy();
@@ -328,7 +325,7 @@ pub(super) fn inherit(parent: &Path, child: &Path) -> Result<()> {
         if let (true, Some(value)) =
             (kept, tree::xattr(&dir, OsStr::new(""), &key).on("read xattrs", parent)?)
         {
-            probe::set_xattr(child, &text, &value).on("set xattrs", child)?;
+            change::set_xattr(child, &text, &value).on("set xattrs", child)?;
         }
     }
     Ok(())
@@ -350,9 +347,9 @@ pub(super) fn names(dir: &Path) -> Result<Vec<String>> {
 }
 
 pub(super) fn make_dir(path: &Path, mode: u32) -> Result<()> {
-    std::fs::create_dir(path).on("create", path)?;
+    change::make_dir(path, mode).on("create", path)?;
     // Whatever the umask is.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).on("chmod", path)
+    change::chmod(path, mode).on("chmod", path)
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {
@@ -361,11 +358,8 @@ fn write(path: &Path, content: &[u8]) -> Result<()> {
 
 /// Deletes a link; what stays is swept.
 fn discard(link: &Path) {
-    match std::fs::remove_file(link) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            log::debug!("remove {}: {error}", link.display());
-        }
-        _ => {}
+    if let Err(error) = change::remove_file_if_any(link) {
+        log::debug!("remove {}: {error}", link.display());
     }
 }
 

@@ -1,26 +1,26 @@
 //! Putting the overlay format right again: after a crash, and after somebody has deleted what he should not.
 
 use std::collections::HashSet;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::{FRESH, HAS_CHILDREN, LINKS, Layout, SHORT, discard, is_short, names};
 use crate::driver::LayerId;
 use crate::error::{Context, Error, Result};
-use crate::sys::publish;
+use crate::sys::{change, publish};
 
 impl Layout {
     /// Deletes what is left over and mends links; only what is removed already where another process is at work. A line for
     /// each thing done.
     pub(in crate::driver) fn sweep(&self) -> Result<Vec<String>> {
         self.shelf.sweep(|done| {
+            let mut shorts = HashSet::new();
             for id in self.list()? {
                 if self.delete_fresh(&id)? {
                     done.push(format!("layer '{id}': deleted content that was not finished"));
                 }
-                self.mend_link(&id, done)?;
+                shorts.insert(self.mend_link(&id, done)?);
             }
-            self.drop_links(done)?;
+            self.drop_links(&shorts, done)?;
             self.release_parents(done)
         })
     }
@@ -36,8 +36,8 @@ impl Layout {
     }
 
     /// Makes the layer's short name lead to it. Where the name itself is lost, a link that leads to the layer tells it, since
-    /// its children know it by that; else it gets a new one.
-    fn mend_link(&self, id: &LayerId, done: &mut Vec<String>) -> Result<()> {
+    /// its children know it by that; else it gets a new one. Returns it.
+    fn mend_link(&self, id: &LayerId, done: &mut Vec<String>) -> Result<String> {
         let file = self.at(id).join("link");
         let text = std::fs::read_to_string(&file).unwrap_or_default();
         let mut short = text.trim_end().to_owned();
@@ -50,7 +50,7 @@ impl Layout {
             done.push(format!("layer '{id}': wrote its short name {short}"));
         }
         if self.target(&short)?.as_ref() == Some(id) {
-            return Ok(());
+            return Ok(short);
         }
         let link = self.home().join(LINKS).join(&short);
         if let Some(other) = self.target(&short)? {
@@ -58,9 +58,10 @@ impl Layout {
             return Err(Error::Corrupt { what: format!("layer '{id}'"), detail });
         }
         discard(&link);
-        symlink(Path::new("..").join(id.as_str()).join("diff"), &link).on("create", &link)?;
+        let to = Path::new("..").join(id.as_str()).join("diff");
+        change::symlink(&to, &link).on("create", &link)?;
         done.push(format!("layer '{id}': made its short link {short} again"));
-        Ok(())
+        Ok(short)
     }
 
     /// A link that leads to the layer.
@@ -73,16 +74,28 @@ impl Layout {
         Ok(None)
     }
 
-    /// Deletes links that lead nowhere.
-    fn drop_links(&self, done: &mut Vec<String>) -> Result<()> {
+    /// Deletes links that lead nowhere, and those that lead to a layer that was made anew, with another short name, unless a
+    /// layer knows it by that.
+    fn drop_links(&self, shorts: &HashSet<String>, done: &mut Vec<String>) -> Result<()> {
         let links = self.home().join(LINKS);
-        for short in names(&links)? {
-            if self.target(&short)?.is_none() {
-                discard(&links.join(&short));
-                done.push(format!("deleted the short link {short}, which leads nowhere"));
+        for short in names(&links)?.iter().filter(|short| !shorts.contains(*short)) {
+            if self.target(short)?.is_some() && self.is_known(short)? {
+                continue;
             }
+            discard(&links.join(short));
+            done.push(format!("deleted the short link {short}, which no layer has"));
         }
         Ok(())
+    }
+
+    /// Whether a layer names what lies below it so.
+    fn is_known(&self, short: &str) -> Result<bool> {
+        for id in self.list()? {
+            if self.lower(&id)?.iter().any(|entry| entry.strip_prefix("l/") == Some(short)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A layer that is read-only only because of children may be changed again when there are none.
@@ -130,7 +143,7 @@ fn replace(path: &Path, content: &[u8]) -> Result<()> {
     let new = path.with_extension("new");
     discard(&new);
     publish::write_new(&new, content).on("write", &new)?;
-    std::fs::rename(&new, path).on("rename", &new)?;
+    change::rename(&new, path).on("rename", &new)?;
     let dir = path.parent().unwrap_or(path);
     publish::sync_dir(dir).on("sync", dir)
 }
