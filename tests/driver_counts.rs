@@ -5,9 +5,10 @@ use std::fs;
 use plyfs::driver::{MountOptions, View};
 use plyfs::error::Error;
 use plyfs::mount::count::Counts;
-use plyfs::mount::plan::Mount;
+use plyfs::mount::plan::{Mount, Server};
 use rustix::mount::UnmountFlags;
 
+use crate::common::cmd::Cmd;
 use crate::common::mount::own_namespace;
 use crate::driver_kit::{Store, id, server};
 use crate::needs;
@@ -112,4 +113,54 @@ fn a_mount_in_use_keeps_its_count() {
     assert_eq!(counts.count("top", &mount.target).unwrap(), 1);
     drop(held);
     assert_eq!(counts.unmount("top", &mount.target).unwrap(), 0);
+}
+
+#[test]
+fn what_crashes_left_of_mounting_and_unmounting_is_cleared_away() {
+    needs!(Root, KernelOverlay);
+    let (store, mount, counts) = store("overlay2");
+    let run = store.sandbox.at("run/mounts");
+    let names = || -> Vec<String> {
+        let names =
+            fs::read_dir(&run).unwrap().map(|x| x.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != ".lock").collect()
+    };
+    let begun = serde_json::json!({
+        "version": 1, "count": 0, "target": mount.target, "mount": 0, "device": [0, 0],
+    });
+    let begin = || fs::write(run.join("top.new"), begun.to_string()).unwrap();
+    // Before the mount was there, and after it was gone.
+    fs::create_dir(&mount.target).unwrap();
+    fs::write(run.join("top.json"), "stale").unwrap();
+    begin();
+    Counts::sweep(&run).unwrap();
+    assert_eq!((names(), mount.target.exists()), (vec![], false));
+    // After it was there, and before it was gone.
+    counts.mount("top", &mount, &server()).unwrap();
+    fs::remove_file(run.join("top.json")).unwrap();
+    begin();
+    Counts::sweep(&run).unwrap();
+    assert_eq!((names(), mounted(&mount)), (vec!["top.json".to_owned()], 1));
+    counts.mount("top", &mount, &server()).unwrap();
+    begin();
+    assert_eq!(counts.count("top", &mount.target).unwrap(), 2);
+    // Before anything was done.
+    fs::write(run.join("top.new"), "{").unwrap();
+    assert_eq!(counts.unmount("top", &mount.target).unwrap(), 1);
+    assert_eq!(counts.unmount("top", &mount.target).unwrap(), 0);
+    assert_eq!((names(), mount.target.exists()), (vec![], false));
+}
+
+#[test]
+fn a_program_that_mounts_has_the_lock_too() {
+    needs!(Root, Fuse);
+    let (store, mount, counts) = store("fuse-overlay");
+    let (script, said) = (store.sandbox.at("program"), store.sandbox.at("said"));
+    // Written by another process: what this one has open for writing, a child of another thread may keep from being run.
+    let text = r#"printf '#!/bin/sh\nreadlink /proc/self/fd/0 > %s\nexit 1\n' "$2" > "$1"; chmod 755 "$1""#;
+    Cmd::new("sh").args(["-c", text, "sh"]).arg(&script).arg(&said).succeeds();
+    counts.mount("top", &mount, &Server::Program(script)).unwrap_err();
+    let held = fs::read_to_string(said).unwrap();
+    assert_eq!(held.trim_end(), store.sandbox.at("run/mounts/.lock").to_str().unwrap());
+    assert!(!mount.target.exists());
 }

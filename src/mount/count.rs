@@ -3,21 +3,27 @@
 //! A record a layer in the run directory, replaced whole, holds the count and which mount it counts. The table of mounts is
 //! the truth: a mount that is gone has no users, whatever the record says, and one without a record has one. So the run
 //! directory may be lost, and mounts may be taken away behind our back. A lock in the run directory orders all processes.
+//!
+//! Beside `NAME.json` there is `NAME.new` while a mount is made or taken away. Without somebody who has the lock it was left by
+//! a crash: whether the mount is there is seen, and if it is not, its directory goes ([`Counts::sweep`]).
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{self, Mount, Server};
+use super::plan::{self, Mount, Mounted, Server};
 use super::table;
 use crate::error::{Context, Error, Result};
-use crate::sys::{self, publish};
+use crate::sys::{self, change, publish};
 
 /// Version of the record.
 const VERSION: u32 = 1;
+/// What follows the name: of a record, of one that is being written, of what is under way.
+const RECORD: &str = ".json";
+const UNFINISHED: &str = ".tmp";
+const BEGUN: &str = ".new";
 
 /// The counts of one store.
 #[derive(Clone, Debug)]
@@ -34,6 +40,18 @@ struct Record {
     device: (u32, u32),
 }
 
+/// What is noted while a mount is made or taken away.
+#[derive(Debug, Serialize, Deserialize)]
+struct Begun {
+    version: u32,
+    target: PathBuf,
+    /// What is left to do once it is gone, in the boot that this is noted in.
+    #[serde(default)]
+    unsettled: Option<PathBuf>,
+    #[serde(default)]
+    boot: String,
+}
+
 impl Record {
     /// Whether it counts this mount.
     fn counts(&self, found: &Record) -> bool {
@@ -45,29 +63,35 @@ impl Record {
 impl Counts {
     /// Opens the directory that holds them, made when it is missing. It should not outlive a boot.
     pub fn open(dir: &Path) -> Result<Counts> {
-        let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(dir);
-        made.on("create", dir)?;
+        change::make_dirs(dir, 0o700).on("create", dir)?;
         Ok(Counts(dir.to_path_buf()))
     }
 
     /// Mounts, or takes part in the mount that is there. Returns where it is seen.
     pub fn mount(&self, name: &str, mount: &Mount, server: &Server) -> Result<PathBuf> {
-        let _lock = self.lock()?;
+        let lock = self.lock()?;
         let target = &mount.target;
         let record = match self.current(name, target)? {
             Some(record) => Record { count: record.count + 1, ..record },
             None => {
-                // What is noted before it is there would be taken for a mount without users.
-                plan::perform(mount, server)?.keep();
-                self.fresh(target)?.ok_or_else(|| {
-                    let gone = std::io::Error::other("gone again");
-                    Error::io("mount", target, gone)
-                })?
+                self.begin(name, target)?;
+                let made = plan::perform_under(mount, server, Some(&lock)).map(Mounted::keep);
+                let found = made.and_then(|_| {
+                    self.fresh(target)?.ok_or_else(|| {
+                        let gone = std::io::Error::other("gone again");
+                        Error::io("mount", target, gone)
+                    })
+                });
+                if found.is_err() {
+                    self.end(name)?;
+                }
+                found?
             }
         };
         match self.write(name, &record) {
             Err(error) if record.count == 1 => {
                 plan::take_away(target, true)?;
+                self.end(name)?;
                 Err(error)
             }
             other => other.map(|()| target.clone()),
@@ -79,6 +103,7 @@ impl Counts {
         let _lock = self.lock()?;
         let Some(record) = self.current(name, target)? else {
             self.forget(name)?;
+            self.end(name)?;
             return Err(Error::NotFound { kind: "mount of layer", name: name.to_owned() });
         };
         if record.count > 1 {
@@ -86,9 +111,95 @@ impl Counts {
             self.write(name, &record)?;
             return Ok(record.count);
         }
-        plan::take_away(target, false)?;
-        self.forget(name)?;
-        Ok(0)
+        self.begin(name, target)?;
+        let taken = plan::take_away(target, false).and_then(|()| self.forget(name));
+        self.end(name)?;
+        taken.map(|()| 0)
+    }
+
+    /// Forgets a layer that is removed.
+    pub fn removed(dir: &Path, name: &str) -> Result<()> {
+        if !dir.is_dir() {
+            return Ok(());
+        }
+        let counts = Counts(dir.to_path_buf());
+        let _lock = counts.lock()?;
+        counts.forget(name)?;
+        counts.end(name)
+    }
+
+    /// Clears away what a crash left of mounting and unmounting; nothing while somebody is at it.
+    pub fn sweep(dir: &Path) -> Result<()> {
+        let counts = Counts(dir.to_path_buf());
+        let entries = match std::fs::read_dir(dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            other => other.on("list", dir)?,
+        };
+        let mut begun = Vec::new();
+        for entry in entries {
+            let name = entry.on("list", dir)?.file_name();
+            let name = name.to_str().unwrap_or_default();
+            let left = [BEGUN, UNFINISHED].iter().find_map(|suffix| name.strip_suffix(suffix));
+            begun.extend(left.map(str::to_owned));
+        }
+        if begun.is_empty() {
+            return Ok(());
+        }
+        let file = counts.lock_file()?;
+        if sys::lock_file(&file, false).on("lock", dir)? {
+            begun.iter().try_for_each(|name| counts.settle(name))?;
+        }
+        Ok(())
+    }
+
+    /// Notes that something is about to be mounted at the target, or taken away from there.
+    fn begin(&self, name: &str, target: &Path) -> Result<()> {
+        let unsettled = plan::unsettled(target);
+        let begun = Begun { version: VERSION, target: target.into(), unsettled, boot: boot() };
+        self.write_new(name, BEGUN, &begun).map(drop)
+    }
+
+    fn write_new(&self, name: &str, suffix: &str, record: &impl Serialize) -> Result<PathBuf> {
+        let path = self.at(name, suffix)?;
+        let bytes = serde_json::to_vec(record)
+            .map_err(|error| Error::io("write", &path, std::io::Error::other(error)))?;
+        change::remove_file_if_any(&path).on("remove", &path)?;
+        publish::write_new(&path, &bytes).on("write", &path)?;
+        Ok(path)
+    }
+
+    /// It is done.
+    fn end(&self, name: &str) -> Result<()> {
+        for suffix in [BEGUN, UNFINISHED] {
+            let path = self.at(name, suffix)?;
+            change::remove_file_if_any(&path).on("remove", path)?;
+        }
+        Ok(())
+    }
+
+    /// Ends what a crash has left begun.
+    fn settle(&self, name: &str) -> Result<()> {
+        let path = self.at(name, BEGUN)?;
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            other => other.on("read", &path)?,
+        };
+        // One that is not understood was never finished, so nothing was done after it.
+        if let Ok(begun) = serde_json::from_slice::<Begun>(&bytes) {
+            match self.fresh(&begun.target)? {
+                None => {
+                    let unsettled =
+                        begun.unsettled.filter(|_| !begun.boot.is_empty() && begun.boot == boot());
+                    plan::after_crash(&begun.target, unsettled.as_deref());
+                    self.forget(name)?;
+                }
+                Some(found) if !self.at(name, RECORD)?.exists() => {
+                    return self.write(name, &found);
+                }
+                Some(_) => {}
+            }
+        }
+        self.end(name)
     }
 
     /// How many users the mount has; none when it is not there.
@@ -99,8 +210,9 @@ impl Counts {
 
     /// The record of what is mounted now.
     fn current(&self, name: &str, target: &Path) -> Result<Option<Record>> {
+        self.settle(name)?;
         let Some(fresh) = self.fresh(target)? else { return Ok(None) };
-        let path = self.at(name)?;
+        let path = self.at(name, RECORD)?;
         let noted: Option<Record> = match std::fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             // One that is not understood counts nothing.
@@ -126,43 +238,37 @@ impl Counts {
     }
 
     fn write(&self, name: &str, record: &Record) -> Result<()> {
-        let path = self.at(name)?;
-        let new = path.with_extension("new");
-        let bytes = serde_json::to_vec(record)
-            .map_err(|error| Error::io("write", &path, std::io::Error::other(error)))?;
-        match std::fs::remove_file(&new) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(Error::io("remove", &new, error));
-            }
-            _ => {}
-        }
-        publish::write_new(&new, &bytes).on("write", &new)?;
-        std::fs::rename(&new, &path).on("rename", &new)
+        let new = self.write_new(name, UNFINISHED, record)?;
+        change::rename(&new, &self.at(name, RECORD)?).on("rename", &new)?;
+        self.end(name)
     }
 
     fn forget(&self, name: &str) -> Result<()> {
-        let path = self.at(name)?;
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::io("remove", path, error))
-            }
-            _ => Ok(()),
-        }
+        let path = self.at(name, RECORD)?;
+        change::remove_file_if_any(&path).map(drop).on("remove", path)
     }
 
-    fn at(&self, name: &str) -> Result<PathBuf> {
+    fn at(&self, name: &str, suffix: &str) -> Result<PathBuf> {
         if name.is_empty() || name.starts_with('.') || name.contains('/') {
             return Err(Error::invalid(format!("layer name '{name}'"), "names no file"));
         }
-        Ok(self.0.join(format!("{name}.json")))
+        Ok(self.0.join(format!("{name}{suffix}")))
     }
 
     /// Waits for the other processes; the lock goes with the file.
     fn lock(&self) -> Result<File> {
-        let path = self.0.join(".lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.on("open", &path)?;
-        sys::lock_file(&file, true).on("lock", &path)?;
+        let file = self.lock_file()?;
+        sys::lock_file(&file, true).on("lock", &self.0)?;
         Ok(file)
     }
+
+    fn lock_file(&self) -> Result<File> {
+        let path = self.0.join(".lock");
+        change::open_or_create(&path).on("open", path)
+    }
+}
+
+/// Which boot of the machine this is; nothing where that is not told.
+fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }

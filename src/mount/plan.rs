@@ -3,8 +3,8 @@
 mod overlay;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,7 +13,7 @@ use plyfs_fuse::Options;
 use super::serve::{self, Lifetime};
 use super::{find, table, wait_until_gone};
 use crate::error::{Context, Error, Result};
-use crate::sys;
+use crate::sys::{self, change};
 pub use overlay::{Attempt, trial};
 
 /// The longest single word of a command line (`MAX_ARG_STRLEN`, linux/binfmts.h), its zero byte counted.
@@ -93,6 +93,15 @@ impl Drop for Mounted {
 
 /// Makes the mount's target and mounts there. It answers when this returns; after an error nothing is left.
 pub fn perform(mount: &Mount, server: &Server) -> Result<Mounted> {
+    perform_under(mount, server, None)
+}
+
+/// The same under a lock, which a program that is run to mount has too: when we are killed it goes on, and ends the lock.
+pub(super) fn perform_under(
+    mount: &Mount,
+    server: &Server,
+    lock: Option<&File>,
+) -> Result<Mounted> {
     if mount.lowers.is_empty() {
         return Err(Error::invalid("mount", "has no lower directory"));
     }
@@ -103,7 +112,7 @@ pub fn perform(mount: &Mount, server: &Server) -> Result<Mounted> {
     let made = make_target(&mount.target)?;
     let result = match mount.kind {
         Kind::Overlay => overlay::perform(mount),
-        Kind::Fuse => serve_fuse(mount, server),
+        Kind::Fuse => serve_fuse(mount, server, lock),
         Kind::Bind => bind(mount),
     };
     if let Err(error) = result {
@@ -131,8 +140,8 @@ pub fn take_away(target: &Path, lazily: bool) -> Result<()> {
         match sys::unmount(&found.target, lazily) {
             Ok(()) => {
                 wait_until_gone(&found)?;
-                if !lazily {
-                    overlay::settle(&found);
+                if let Some(marks) = overlay::marks(&found).filter(|_| !lazily) {
+                    overlay::settle(&marks);
                 }
             }
             Err(error) if sys::is(&error, sys::EBUSY) => return Err(super::busy(target)),
@@ -143,17 +152,32 @@ pub fn take_away(target: &Path, lazily: bool) -> Result<()> {
     Ok(())
 }
 
+/// What has to be settled after the mount at `target` has been taken away, for [`after_crash`].
+pub(super) fn unsettled(target: &Path) -> Option<PathBuf> {
+    overlay::marks(&find(target).ok()?)
+}
+
+/// Ends what a crash left of taking a mount away: it is gone, and what was to be settled may not be. Nothing of it may have
+/// been lost since: the machine is up as it was.
+pub(super) fn after_crash(target: &Path, unsettled: Option<&Path>) {
+    if let Some(marks) = unsettled.filter(|marks| marks.is_dir()) {
+        overlay::settle(marks);
+    }
+    remove_target(target);
+}
+
 /// Whether this call made it.
 fn make_target(target: &Path) -> Result<bool> {
-    match std::fs::DirBuilder::new().mode(0o700).create(target) {
+    match change::make_dir(target, 0o700) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(Error::io("create", target, error)),
     }
 }
 
+/// Removes a directory where nothing is mounted any more.
 fn remove_target(target: &Path) {
-    match std::fs::remove_dir(target) {
+    match change::remove_dir(target) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             log::debug!("remove {}: {error}", target.display());
         }
@@ -165,21 +189,15 @@ fn bind(mount: &Mount) -> Result<()> {
     let [source] = mount.lowers.as_slice() else {
         return Err(Error::invalid("bind mount", "shows one directory"));
     };
-    sys::bind(source, &mount.target).on("mount", &mount.target)?;
-    sys::make_read_only(&mount.target, false).map_err(|error| {
-        if let Err(error) = sys::unmount(&mount.target, true) {
-            log::warn!("unmount {}: {error}", mount.target.display());
-        }
-        Error::io("mount read-only", &mount.target, error)
-    })
+    sys::bind_read_only(source, &mount.target).on("mount", &mount.target)
 }
 
-fn serve_fuse(mount: &Mount, server: &Server) -> Result<()> {
+fn serve_fuse(mount: &Mount, server: &Server, lock: Option<&File>) -> Result<()> {
     let options = fuse_options(mount)?;
     match server {
         // The server outlives us: nobody waits for it.
         Server::Fork => serve::start(options, &mount.target, Lifetime::Detached).map(drop),
-        Server::Program(program) => run(program, options, &mount.target),
+        Server::Program(program) => run(program, options, &mount.target, lock),
     }
 }
 
@@ -200,7 +218,7 @@ fn fuse_options(mount: &Mount) -> Result<Options> {
 }
 
 /// Lets a new process mount and serve; it ends when the mount answers, and its server stays.
-fn run(program: &Path, mut options: Options, target: &Path) -> Result<()> {
+fn run(program: &Path, mut options: Options, target: &Path, lock: Option<&File>) -> Result<()> {
     // Names relative to the directory that holds all layers keep the list short.
     let base = target.ancestors().nth(2).unwrap_or(Path::new("/"));
     let layers = options.lowers.iter_mut().chain(&mut options.upper).chain(&mut options.work);
@@ -215,11 +233,14 @@ fn run(program: &Path, mut options: Options, target: &Path) -> Result<()> {
         let why = "their names do not fit on a command line; mount from a process with one thread";
         return Err(Error::unsupported(format!("mount of {layers} layers"), why));
     }
+    let held = lock.map(File::try_clone).transpose().on("run", program)?;
+    change::point().on("run", program)?;
     let output = Command::new(program)
         .args(["mount", "-o", &list, "--"])
         .arg(target)
         .current_dir(base)
-        .stdin(Stdio::null())
+        // Its server closes that before it answers.
+        .stdin(held.map_or_else(Stdio::null, Stdio::from))
         .stdout(Stdio::null())
         .output()
         .on("run", program)?;

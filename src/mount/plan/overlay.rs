@@ -169,17 +169,18 @@ fn by_text(mount: &Mount, why: &io::Error) -> Result<()> {
 }
 
 /// A volatile mount leaves a mark with which the kernel refuses any other on the same directories: what was written may not be
-/// on disk. It is written out here, after an orderly end, and the mark goes.
-pub(super) fn settle(gone: &MountPoint) {
-    let words = || gone.options.split(',');
-    if gone.kind != "overlay" || !words().any(|word| word == "volatile" || word == "fsync=volatile")
-    {
-        return;
-    }
-    let Some(work) = words().find_map(|word| word.strip_prefix("workdir=")) else { return };
-    let marks = Path::new(work).join("work/incompat");
-    let settled = publish::sync_filesystem(&marks)
-        .and_then(|()| trash::delete(&marks, OsStr::new("volatile"), None));
+/// on disk. The directory that has it.
+pub(super) fn marks(mount: &MountPoint) -> Option<PathBuf> {
+    let mut words = mount.options.split(',');
+    let volatile = words.clone().any(|word| word == "volatile" || word == "fsync=volatile");
+    let work = words.find_map(|word| word.strip_prefix("workdir="))?;
+    (mount.kind == "overlay" && volatile).then(|| Path::new(work).join("work/incompat"))
+}
+
+/// Writes out what was written through a volatile mount, after an orderly end, and removes its mark.
+pub(super) fn settle(marks: &Path) {
+    let settled = publish::sync_filesystem(marks)
+        .and_then(|()| trash::delete(marks, OsStr::new("volatile"), None));
     if let Err(error) = settled {
         log::warn!("{}: its mark of a volatile mount stays: {error}", marks.display());
     }
