@@ -16,17 +16,18 @@ mod pending;
 mod record;
 mod view;
 
-use std::fs::{DirBuilder, File};
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::driver::{Create, Driver, LayerId};
+use crate::driver::{self, Create, Driver, LayerId};
 use crate::durable::{self, Staged};
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
-use crate::sys;
+use crate::mount::count::Counts;
+use crate::sys::{change, trash};
 pub use check::{Checked, Problem, Pruned};
 use pending::{Pending, Work};
 pub use record::{Content, Record};
@@ -43,15 +44,12 @@ pub struct Store {
     driver: Arc<dyn Driver>,
 }
 
-/// The store's lock, while it is held.
-struct Locked(#[allow(dead_code, reason = "the lock ends with the descriptor")] File);
-
 impl Store {
     /// Opens the store at `root` on a driver whose home is there, and undoes or finishes what a crash left.
     pub fn open(root: &Path, run: &Path, driver: Arc<dyn Driver>) -> Result<Store> {
         let store = Store { root: root.to_path_buf(), run: run.to_path_buf(), driver };
         for dir in [store.layers(), store.pending()] {
-            make_private(&dir)?;
+            change::make_dirs(&dir, 0o700).on("create", &dir)?;
         }
         store.recover()?;
         Ok(store)
@@ -64,45 +62,71 @@ impl Store {
 
     /// Makes an empty layer.
     pub fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
-        let pending = self.begin(id, Work::Create)?;
-        if let Err(error) = self.may_create(id, parent) {
-            pending.done()?;
-            return Err(error);
-        }
+        let mut pending = self.begin(id)?;
+        let seen = self.may_create(id, parent).and_then(|seen| {
+            pending.say(Work::Create)?;
+            Ok(seen)
+        });
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(error) => {
+                pending.done()?;
+                return Err(error);
+            }
+        };
         let made = self.driver.create(id, parent, spec);
-        let made = made.and_then(|()| self.record(id, parent, spec));
+        let made = made.and_then(|()| self.record(id, seen.as_ref(), parent, spec));
         self.settle(pending, id, Work::Create, made)
     }
 
-    fn may_create(&self, id: &LayerId, parent: Option<&LayerId>) -> Result<()> {
+    /// The parent as it is now.
+    fn may_create(&self, id: &LayerId, parent: Option<&LayerId>) -> Result<Option<Record>> {
         if self.find(id)?.is_some() || self.driver.exists(id)? {
             return Err(Error::Exists { kind: "layer", name: id.to_string() });
         }
-        parent.map_or(Ok(()), |parent| self.get(parent).map(drop))
+        parent.map(|parent| self.at_rest(parent)).transpose()
     }
 
-    /// Makes the record of a layer that has storage, whole.
-    fn record(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
+    /// The record of a layer that nobody changes.
+    fn at_rest(&self, id: &LayerId) -> Result<Record> {
+        match self.pending().join(id.as_str()).exists() {
+            true => Err(changing(id)),
+            false => self.get(id),
+        }
+    }
+
+    /// Makes the record of a layer that has storage, whole. `seen` is what its parent was when the storage was made.
+    fn record(
+        &self,
+        id: &LayerId,
+        seen: Option<&Record>,
+        parent: Option<&LayerId>,
+        spec: &Create,
+    ) -> Result<()> {
         let mut record = Record::new(id.as_str(), parent.map(LayerId::as_str), spec.read_only);
         record.label.clone_from(&spec.label);
         record.options.clone_from(&spec.options);
         let _lock = self.lock()?;
-        // The parent may have been removed meanwhile; from here on it cannot.
-        parent.map_or(Ok(()), |parent| self.get(parent).map(drop))?;
+        // The parent may have been filled or removed meanwhile; once there is a record on it, it cannot be.
+        if let Some(parent) = parent {
+            if seen != Some(&self.at_rest(parent)?) {
+                return Err(changing(parent));
+            }
+        }
         let (hidden, dir) = (self.hidden(), self.layers().join(id.as_str()));
-        DirBuilder::new().mode(0o700).create(&hidden).on("mkdir", &hidden)?;
+        change::make_dir(&hidden, 0o700).on("mkdir", &hidden)?;
         let named = hidden.join(id.as_str());
-        DirBuilder::new().mode(0o700).create(&named).on("mkdir", &named)?;
+        change::make_dir(&named, 0o700).on("mkdir", &named)?;
         record.write(&named)?;
-        std::fs::rename(&named, &dir).on("rename to", &dir)?;
+        change::rename(&named, &dir).on("rename to", &dir)?;
         durable::sync_dir(&self.layers())?;
-        std::fs::remove_dir(&hidden).on("remove", &hidden)
+        change::remove_dir(&hidden).on("remove", &hidden)
     }
 
     /// Fills an empty read-only layer from a tar archive.
     pub fn apply(&self, id: &LayerId, archive: &mut dyn Read, limits: &Limits) -> Result<Applied> {
-        let pending = self.begin(id, Work::Apply)?;
-        if let Err(error) = self.may_apply(id) {
+        let mut pending = self.begin(id)?;
+        if let Err(error) = self.may_apply(id).and_then(|()| pending.say(Work::Apply)) {
             pending.done()?;
             return Err(error);
         }
@@ -111,6 +135,8 @@ impl Store {
     }
 
     fn may_apply(&self, id: &LayerId) -> Result<()> {
+        // Whoever is making a record on this layer ends that first, and then sees that it is being filled.
+        let _lock = self.lock()?;
         let record = self.get(id)?;
         let refuse = |why: &str| Err(Error::invalid(format!("layer '{id}'"), why));
         if !record.read_only {
@@ -150,18 +176,34 @@ impl Store {
 
     /// Removes a layer that nothing is built on. When this returns the name is free.
     pub fn remove(&self, id: &LayerId) -> Result<()> {
-        let pending = self.begin(id, Work::Remove)?;
-        if let Err(error) = self.unrecord(id) {
-            pending.done()?;
-            return Err(error);
-        }
+        let mut pending = self.begin(id)?;
+        let gone = match self.unrecord(id, &mut pending) {
+            Ok(gone) => gone,
+            Err(error) => {
+                pending.done()?;
+                return Err(error);
+            }
+        };
         // From here on there is no way back: what stays is removed at the next start.
-        self.driver.remove(id)?;
+        durable::sync_dir(&self.layers())?;
+        if let Err(error) = trash::delete(&self.layers(), &gone, None) {
+            log::debug!("remove {}: {error}", self.layers().join(gone).display());
+        }
+        self.remove_storage(id)?;
         pending.done()
     }
 
-    /// Takes the record away, by one rename.
-    fn unrecord(&self, id: &LayerId) -> Result<()> {
+    /// Removes what a layer without a record holds, and what is known of its mounts.
+    fn remove_storage(&self, id: &LayerId) -> Result<()> {
+        self.driver.remove(id)?;
+        if let Err(error) = Counts::removed(&self.run, id.as_str()) {
+            log::debug!("layer '{id}': {error}");
+        }
+        Ok(())
+    }
+
+    /// Takes the record away, by one rename. Returns its last name.
+    fn unrecord(&self, id: &LayerId, pending: &mut Pending) -> Result<OsString> {
         let _lock = self.lock()?;
         self.get(id)?;
         if let Some(child) = self.child_of(id)? {
@@ -174,21 +216,17 @@ impl Store {
             let by = format!("its mount, {users} times; unmount it first");
             return Err(Error::InUse { kind: "layer", name: id.to_string(), by });
         }
+        pending.say(Work::Remove)?;
         let (dir, gone) = (self.layers().join(id.as_str()), self.hidden());
-        std::fs::rename(&dir, &gone).on("rename", &dir)?;
-        durable::sync_dir(&self.layers())?;
-        if let Err(error) = std::fs::remove_dir_all(&gone) {
-            log::debug!("remove {}: {error}", gone.display());
-        }
-        Ok(())
+        change::rename(&dir, &gone).on("rename", &dir)?;
+        Ok(gone.file_name().unwrap_or_default().to_owned())
     }
 
-    /// Announces work on a layer. What earlier work left of it is cleared away first.
-    fn begin(&self, id: &LayerId, work: Work) -> Result<Pending> {
-        let (mut pending, left) = Pending::begin(&self.pending(), id, work)?;
+    /// Keeps others from changing a layer. What earlier work left of it is cleared away first.
+    fn begin(&self, id: &LayerId) -> Result<Pending> {
+        let (pending, left) = Pending::begin(&self.pending(), id)?;
         if let Some(left) = left {
             self.undo(id, left)?;
-            pending.say(work)?;
         }
         Ok(pending)
     }
@@ -265,9 +303,9 @@ impl Store {
     fn undo(&self, id: &LayerId, work: Work) -> Result<()> {
         let record = self.find(id)?;
         match (work, record) {
-            (Work::Create | Work::Remove, None) => self.driver.remove(id),
+            (Work::Create | Work::Remove, None) => self.remove_storage(id),
             (Work::Apply, Some(record)) if record.content.is_none() => {
-                self.clear_split(id)?;
+                self.clear_fill(id)?;
                 let parent = record.parent.as_deref().map(LayerId::new).transpose()?;
                 let spec = Create {
                     read_only: record.read_only,
@@ -281,23 +319,35 @@ impl Store {
         }
     }
 
-    fn clear_split(&self, id: &LayerId) -> Result<()> {
-        let path = self.layers().join(id.as_str()).join(SPLIT);
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-            other => other.on("remove", &path),
+    /// Removes what filling a layer has put beside its record.
+    fn clear_fill(&self, id: &LayerId) -> Result<()> {
+        let dir = self.layers().join(id.as_str());
+        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
+            let name = entry.on("list", &dir)?.file_name();
+            if name == SPLIT || is_hidden(&name) {
+                let path = dir.join(name);
+                change::remove_file_if_any(&path).on("remove", path)?;
+            }
         }
+        Ok(())
     }
 
+    /// Undoes or finishes what crashes left. What cannot be now, as on a full disk, stays for the next start; the other layers
+    /// can be used meanwhile, and removed.
     fn recover(&self) -> Result<()> {
         self.clear_hidden()?;
         for (id, work, pending) in Pending::left(&self.pending())? {
             log::info!("layer '{id}': what a crash left of its {work:?} is cleared away");
-            self.undo(&id, work)?;
-            pending.done()?;
+            if let Err(error) = self.undo(&id, work).and_then(|()| pending.done()) {
+                log::warn!("layer '{id}': {error}; the next start tries again");
+            }
         }
-        for done in self.driver.sweep()? {
-            log::info!("{done}");
+        match self.driver.sweep() {
+            Ok(done) => done.iter().for_each(|done| log::info!("{done}")),
+            Err(error) => log::warn!("{error}; the next start tries again"),
+        }
+        if let Err(error) = Counts::sweep(&self.run) {
+            log::warn!("{error}; the next start tries again");
         }
         Ok(())
     }
@@ -306,9 +356,9 @@ impl Store {
     fn clear_hidden(&self) -> Result<()> {
         let (_lock, dir) = (self.lock()?, self.layers());
         for entry in std::fs::read_dir(&dir).on("list", &dir)? {
-            let path = entry.on("list", &dir)?.path();
-            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
-                std::fs::remove_dir_all(&path).on("remove", &path)?;
+            let name = entry.on("list", &dir)?.file_name();
+            if is_hidden(&name) {
+                trash::delete(&dir, &name, None).on("remove", dir.join(name))?;
             }
         }
         Ok(())
@@ -319,12 +369,8 @@ impl Store {
         self.layers().join(format!(".{:016x}", plyfs_fuse::sys::random_u64()))
     }
 
-    fn lock(&self) -> Result<Locked> {
-        let path = self.root.join("lock");
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let file = open.on("open", &path)?;
-        sys::lock_file(&file, true).on("lock", &path)?;
-        Ok(Locked(file))
+    fn lock(&self) -> Result<File> {
+        driver::lock_root(&self.root)
     }
 
     fn layers(&self) -> PathBuf {
@@ -336,7 +382,12 @@ impl Store {
     }
 }
 
-/// A directory that only we look into.
-fn make_private(path: &Path) -> Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).on("mkdir", path)
+/// Whether a name beside records is not one's.
+fn is_hidden(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
+}
+
+fn changing(id: &LayerId) -> Error {
+    let by = "another plyfs process that changes it".to_owned();
+    Error::InUse { kind: "layer", name: id.to_string(), by }
 }

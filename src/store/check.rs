@@ -258,14 +258,15 @@ impl Store {
     fn prune_one(&self, id: &LayerId, only_look: bool) -> Result<Option<Pruned>> {
         let Usage { bytes, inodes } = self.driver.usage(id).unwrap_or_default();
         if !only_look {
-            let pending = self.begin(id, super::Work::Remove)?;
+            let mut pending = self.begin(id)?;
             // Somebody may have made a layer of that name meanwhile.
             if self.find(id)?.is_some() {
                 pending.done()?;
                 return Ok(None);
             }
+            pending.say(super::Work::Remove)?;
             // What is refused stays as it was, and is not tried again at the next start.
-            let removed = self.driver.remove(id);
+            let removed = self.remove_storage(id);
             pending.done()?;
             removed?;
         }

@@ -3,12 +3,13 @@
 //! store. The lock also keeps two processes from changing one layer at a time.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use crate::driver::LayerId;
+use crate::durable;
 use crate::error::{Context, Error, Result};
-use crate::{durable, sys};
+use crate::sys::{self, change};
 
 /// What is done to a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +34,9 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// Announces work on a layer; says also what was left of earlier work on it, which has to be cleared away first.
-    pub(super) fn begin(dir: &Path, id: &LayerId, work: Work) -> Result<(Pending, Option<Work>)> {
+    /// Keeps others from changing a layer; says also what was left of earlier work on it, which has to be cleared away first.
+    /// Nothing is announced yet.
+    pub(super) fn begin(dir: &Path, id: &LayerId) -> Result<(Pending, Option<Work>)> {
         let path = dir.join(id.as_str());
         let busy = || Error::InUse {
             kind: "layer",
@@ -43,22 +45,20 @@ impl Pending {
         };
         let mut pending = Pending::lock(&path, true)?.ok_or_else(busy)?;
         let left = pending.word()?;
-        if left.is_none() {
-            pending.say(work)?;
-            durable::sync_dir(dir)?;
-        }
         Ok((pending, left))
     }
 
-    /// Says what is done now.
+    /// Announces what is done from now on: what a crash leaves of it is undone or finished. So whatever could show that there is
+    /// nothing to do is looked at before.
     pub(super) fn say(&mut self, work: Work) -> Result<()> {
         let word = WORDS.iter().find(|(one, _)| *one == work).map_or("", |(_, word)| word);
-        let written = self.file.set_len(0).and_then(|()| {
+        let written = change::set_len(&self.file, 0).and_then(|()| {
             self.file.rewind()?;
-            self.file.write_all(word.as_bytes())?;
+            change::write(&self.file, word.as_bytes())?;
             self.file.sync_all()
         });
-        written.on("write", &self.path)
+        written.on("write", &self.path)?;
+        durable::sync_dir(durable::parent(&self.path))
     }
 
     fn word(&mut self) -> Result<Option<Work>> {
@@ -87,8 +87,10 @@ impl Pending {
     /// `None` when somebody else has it, or it is gone and not to be made.
     fn lock(path: &Path, make: bool) -> Result<Option<Pending>> {
         loop {
-            let file =
-                File::options().read(true).write(true).create(make).truncate(false).open(path);
+            let file = match make {
+                true => change::open_or_create(path),
+                false => File::options().read(true).write(true).open(path),
+            };
             let file = match file {
                 Err(e) if e.kind() == ErrorKind::NotFound && !make => return Ok(None),
                 other => other.on("open", path)?,
@@ -105,7 +107,7 @@ impl Pending {
 
     /// The work is done.
     pub(super) fn done(self) -> Result<()> {
-        std::fs::remove_file(&self.path).on("remove", &self.path)
+        change::remove_file(&self.path).on("remove", &self.path)
     }
 }
 
@@ -124,13 +126,13 @@ mod tests {
     fn a_layer_is_changed_by_one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let id = LayerId::new("a").unwrap();
-        let (first, left) = Pending::begin(dir.path(), &id, Work::Create).unwrap();
+        let (first, left) = Pending::begin(dir.path(), &id).unwrap();
         assert_eq!(left, None);
-        let error = Pending::begin(dir.path(), &id, Work::Remove).unwrap_err();
+        let error = Pending::begin(dir.path(), &id).unwrap_err();
         assert!(error.to_string().contains("in use"), "{error}");
         assert_eq!(Pending::left(dir.path()).unwrap().len(), 0);
         first.done().unwrap();
-        Pending::begin(dir.path(), &id, Work::Remove).unwrap().0.done().unwrap();
+        Pending::begin(dir.path(), &id).unwrap().0.done().unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
@@ -138,10 +140,12 @@ mod tests {
     fn what_a_crash_left_is_found() {
         let dir = tempfile::tempdir().unwrap();
         for (name, work) in [("a", Work::Create), ("b", Work::Apply), ("c", Work::Remove)] {
-            drop(Pending::begin(dir.path(), &LayerId::new(name).unwrap(), work).unwrap());
+            let mut pending = Pending::begin(dir.path(), &LayerId::new(name).unwrap()).unwrap().0;
+            pending.say(work).unwrap();
         }
-        std::fs::write(dir.path().join("d"), "").unwrap();
-        let again = Pending::begin(dir.path(), &LayerId::new("a").unwrap(), Work::Apply).unwrap();
+        // Of this nothing was announced.
+        drop(Pending::begin(dir.path(), &LayerId::new("d").unwrap()).unwrap());
+        let again = Pending::begin(dir.path(), &LayerId::new("a").unwrap()).unwrap();
         assert_eq!(again.1, Some(Work::Create), "what is to be cleared away is told");
         drop(again);
         let mut left = Pending::left(dir.path()).unwrap();
