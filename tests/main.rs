@@ -62,6 +62,7 @@ mod semantics_ring;
 mod semantics_stats;
 mod semantics_xattr;
 mod store_check;
+mod store_kill;
 mod store_kit;
 mod store_layers;
 

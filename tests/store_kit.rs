@@ -15,7 +15,11 @@ pub struct Box_<'a>(pub &'a driver_kit::Store);
 impl Box_<'_> {
     /// A call of the program on the store.
     pub fn plyfs(&self, words: &[&str]) -> Cmd {
-        let driver = self.0.driver.name();
+        self.plyfs_on(self.0.driver.name(), words)
+    }
+
+    /// The same with another driver.
+    pub fn plyfs_on(&self, driver: &str, words: &[&str]) -> Cmd {
         let root = self.0.root();
         let run = self.0.sandbox.dir("run");
         Cmd::plyfs()

@@ -24,11 +24,27 @@ pub fn base() -> PathBuf {
 impl Sandbox {
     /// A fresh sandbox with empty `upper`, `work` and `merged`.
     pub fn new() -> Sandbox {
-        let base = base();
+        Sandbox::beneath(&base())
+    }
+
+    /// One in memory, for what syncs often; on disk where memory takes no attributes.
+    pub fn in_memory() -> Sandbox {
+        let memory = Path::new("/dev/shm");
+        let takes = |dir: tempfile::TempDir| {
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(dir.path(), "user.plyfs.probe", b"y", flags).is_ok()
+        };
+        match tempfile::tempdir_in(memory).is_ok_and(takes) {
+            true => Sandbox::beneath(memory),
+            false => Sandbox::new(),
+        }
+    }
+
+    fn beneath(base: &Path) -> Sandbox {
         let dir = tempfile::Builder::new()
             .prefix("plyfs-test.")
             .permissions(Permissions::from_mode(0o755))
-            .tempdir_in(&base);
+            .tempdir_in(base);
         let dir = dir.unwrap_or_else(|e| panic!("make a sandbox in {}: {e}", base.display()));
         let path = dir.path().canonicalize().unwrap();
         let sandbox = Sandbox { dir: Some(dir), path, kept: true };
