@@ -10,6 +10,7 @@ pub mod check;
 pub mod diff;
 pub mod doctor;
 pub mod driver;
+pub mod generate;
 mod helper;
 mod hint;
 pub mod layer;
@@ -25,7 +26,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Error;
 use state::StateArgs;
@@ -80,6 +81,7 @@ enum Command {
     Driver(driver::Args),
     Check(check::Args),
     Prune(prune::Args),
+    Generate(generate::Args),
 }
 
 /// Why a verb did not succeed, and the status to end with.
@@ -146,6 +148,7 @@ fn dispatch(cli: Cli) -> std::result::Result<u8, Failure> {
         Command::Driver(args) => driver::run(&args, &cli.state)?,
         Command::Check(args) => return Ok(check::run(&args, &cli.state)?),
         Command::Prune(args) => prune::run(&args, &cli.state)?,
+        Command::Generate(args) => generate::run(&args, Cli::command())?,
     }
     Ok(0)
 }
@@ -203,7 +206,6 @@ fn print(bytes: &[u8]) -> crate::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
