@@ -180,6 +180,13 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// What has to be mounted to see the layer. Says nothing about whether it is mounted.
     fn view(&self, id: &LayerId, options: &MountOptions) -> Result<View>;
 
+    /// The mount whose server was killed before it had put all names that it showed into the layer's own directory, which the
+    /// parts do not tell; none where they tell all.
+    fn unsettled(&self, id: &LayerId) -> Result<Option<Mount>> {
+        log::trace!("layer '{id}': this driver's mounts leave nothing");
+        Ok(None)
+    }
+
     /// How [`crate::layer`] finds what the layer adds to its parent.
     fn diffing(&self, id: &LayerId) -> Result<Diffing>;
 

@@ -84,7 +84,11 @@ impl Store {
         if self.find(id)?.is_some() || self.driver.exists(id)? {
             return Err(Error::Exists { kind: "layer", name: id.to_string() });
         }
-        parent.map(|parent| self.at_rest(parent)).transpose()
+        let Some(parent) = parent else { return Ok(None) };
+        let record = self.at_rest(parent)?;
+        // From now on its own directory is a lower one, without its work directory.
+        self.settle_names(parent)?;
+        Ok(Some(record))
     }
 
     /// The record of a layer that nobody changes.

@@ -48,6 +48,7 @@ mod semantics_kit;
 mod semantics_labels;
 mod semantics_layers;
 mod semantics_life;
+mod semantics_links;
 mod semantics_modes;
 mod semantics_names;
 mod semantics_nesting;
@@ -65,6 +66,7 @@ mod store_check;
 mod store_kill;
 mod store_kit;
 mod store_layers;
+mod store_links;
 
 use std::path::Path;
 

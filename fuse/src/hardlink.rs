@@ -7,6 +7,8 @@
 //! is kept in the `overlay.nlink` xattr, relative to the upper count (`U+n`), or to the lower one
 //! (`L+n`) while a change of the upper count is under way: so it is right after a crash at any step.
 
+mod settle;
+
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -22,6 +24,7 @@ use crate::origin::Origin;
 use crate::side;
 use crate::sys::{self, Stat};
 use crate::whiteout::{self, Marks};
+pub use settle::settle;
 
 /// The merged count a record stands for.
 fn merged_count(record: &[u8], upper: u32, lower: Option<u32>) -> Option<u32> {

@@ -64,6 +64,7 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 
 pub use error::{Error, Result};
+pub use hardlink::settle;
 pub use options::Options;
 pub use session::{Session, mount};
 pub use stats::Counters;

@@ -98,14 +98,21 @@ impl Session {
     /// process has other threads, since the signals are blocked in those started later only.
     pub fn run(self) -> Result<()> {
         let counters = self.counters();
-        let Session { inner, mountpoint, id, .. } = self;
+        let Session { inner, core, mountpoint, id } = self;
         let place = mountpoint.clone();
         let watch = std::thread::Builder::new().name("plyfs-signals".into());
         watch
             .spawn(move || watch_signals(&counters, &place, id))
             .on("start thread", &mountpoint)?;
         sys::fault::arm();
-        inner.run().on("serve", &mountpoint)
+        let served = inner.run().on("serve", &mountpoint);
+        if let Err(e) = core.settle() {
+            log::warn!(
+                "{}: names of some files with several are in the index only: {e}",
+                mountpoint.display()
+            );
+        }
+        served
     }
 }
 

@@ -112,6 +112,18 @@ impl Driver for Layered {
         Ok(View::Mount(self.mount(id, options, read_only)?))
     }
 
+    fn unsettled(&self, id: &LayerId) -> Result<Option<Mount>> {
+        if !layout::holds_files(&self.layout.dir(id)?.join("work/index"))? {
+            return Ok(None);
+        }
+        let mut mount = self.mount(id, &MountOptions::default(), false)?;
+        // The kernel's overlay leaves such names too, where it keeps an index.
+        if mount.kind != Kind::Fuse {
+            (mount.kind, mount.options) = (Kind::Fuse, Vec::new());
+        }
+        Ok(Some(mount))
+    }
+
     fn diffing(&self, _id: &LayerId) -> Result<Diffing> {
         Ok(Diffing::Native)
     }

@@ -346,6 +346,20 @@ pub(super) fn names(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Whether a directory holds anything that is no directory; one that is not there does not.
+pub(super) fn holds_files(dir: &Path) -> Result<bool> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        other => other.on("list", dir)?,
+    };
+    for entry in entries {
+        if !entry.and_then(|entry| entry.file_type()).on("list", dir)?.is_dir() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 pub(super) fn make_dir(path: &Path, mode: u32) -> Result<()> {
     change::make_dir(path, mode).on("create", path)?;
     // Whatever the umask is.

@@ -117,6 +117,20 @@ impl Counts {
         taken.map(|()| 0)
     }
 
+    /// Does `work` where the layer is not mounted, and keeps everybody from mounting it meanwhile; whether it was done.
+    pub fn unless_mounted(
+        &self,
+        name: &str,
+        target: &Path,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<bool> {
+        let _lock = self.lock()?;
+        match self.current(name, target)? {
+            Some(_) => Ok(false),
+            None => work().map(|()| true),
+        }
+    }
+
     /// Forgets a layer that is removed.
     pub fn removed(dir: &Path, name: &str) -> Result<()> {
         if !dir.is_dir() {

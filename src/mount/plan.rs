@@ -152,6 +152,12 @@ pub fn take_away(target: &Path, lazily: bool) -> Result<()> {
     Ok(())
 }
 
+/// Puts into the upper directory of a mount of ours, which nobody has mounted, what only its work directory tells: the end of
+/// its server does it too, unless that was killed.
+pub fn settle(mount: &Mount) -> Result<()> {
+    Ok(plyfs_fuse::settle(&fuse_options(mount)?)?)
+}
+
 /// What has to be settled after the mount at `target` has been taken away, for [`after_crash`].
 pub(super) fn unsettled(target: &Path) -> Option<PathBuf> {
     overlay::marks(&find(target).ok()?)

@@ -14,7 +14,7 @@ use crate::layer::compare::{self, Tree};
 use crate::layer::diff::{self, Spec};
 use crate::layer::split;
 use crate::mount::count::Counts;
-use crate::mount::plan::Server;
+use crate::mount::plan::{self, Server};
 
 impl Store {
     /// Mounts a layer, or takes part in the mount that is there. Returns where it is seen.
@@ -26,6 +26,7 @@ impl Store {
         match self.driver.view(id, &options)? {
             View::Path(path) => Ok(path),
             View::Mount(mount) => {
+                self.settle_names(id)?;
                 let path = self.counts()?.mount(id.as_str(), &mount, &server())?;
                 if self.find(id)?.is_none() {
                     // It was removed meanwhile.
@@ -42,8 +43,24 @@ impl Store {
         self.get(id)?;
         match self.driver.view(id, &MountOptions::default())? {
             View::Path(_) => Ok(()),
-            View::Mount(mount) => self.counts()?.unmount(id.as_str(), &mount.target).map(drop),
+            View::Mount(mount) => match self.counts()?.unmount(id.as_str(), &mount.target)? {
+                0 => self.settle_names(id),
+                _ => Ok(()),
+            },
         }
+    }
+
+    /// Makes a layer's own directory tell all names that a killed server has shown. One that is mounted stays as it is: its
+    /// server does it at its end.
+    pub(super) fn settle_names(&self, id: &LayerId) -> Result<()> {
+        let Some(mount) = self.driver.unsettled(id)? else { return Ok(()) };
+        let settle = || plan::settle(&mount);
+        if !self.counts()?.unless_mounted(id.as_str(), &mount.target, settle)? {
+            log::warn!(
+                "layer '{id}' is mounted: of a file with several names some may be seen with what they had before"
+            );
+        }
+        Ok(())
     }
 
     /// How many have the layer mounted.
@@ -61,6 +78,7 @@ impl Store {
     /// What a layer adds to, changes and deletes in its parent, sorted by path.
     pub fn changes(&self, id: &LayerId) -> Result<Vec<Change>> {
         let record = self.get(id)?;
+        self.settle_names(id)?;
         let Parts { own, below } = self.driver.parts(id)?;
         match self.driver.diffing(id)? {
             Diffing::Native => changes::list(&own, &below),
@@ -78,6 +96,7 @@ impl Store {
         if record.content.is_some() {
             return self.archive(id, out);
         }
+        self.settle_names(id)?;
         let Parts { own, below } = self.driver.parts(id)?;
         match self.driver.diffing(id)? {
             Diffing::Native => {

@@ -208,3 +208,50 @@ fn a_mount_killed_at_every_step_comes_back_old_or_new() {
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
+
+#[test]
+fn an_end_killed_at_every_step_loses_no_name_of_a_file() {
+    needs!(Root, Fuse);
+    let sandbox = Sandbox::new();
+    let lowers = super::scene::write_layers(&super::scene::layers(false), &sandbox.at("."));
+    let (top, upper) = (sandbox.merged(), sandbox.upper());
+    let index = || std::fs::read_dir(sandbox.work().join("index")).unwrap().count();
+    for n in 1..200 {
+        clear(&sandbox);
+        let served = Served::mount(&sandbox, &lowers, None);
+        OpenOptions::new()
+            .write(true)
+            .open(top.join("hard1"))
+            .unwrap()
+            .write_all_at(b"!", 5)
+            .unwrap();
+        let new = look(&top, "written");
+        served.kill();
+        drop(served);
+        // Nothing is changed but by its end.
+        drop(Served::mount(&sandbox, &lowers, Some(n)));
+        let left = index();
+        let served = Served::mount(&sandbox, &lowers, None);
+        assert!(look(&top, "mounted again") == new, "killed at step {n}");
+        drop(served);
+        assert_eq!(index(), 0, "killed at step {n}");
+        let file = |name: &str| {
+            let found = std::fs::metadata(upper.join(name)).unwrap();
+            (
+                std::os::unix::fs::MetadataExt::ino(&found),
+                std::os::unix::fs::MetadataExt::nlink(&found),
+            )
+        };
+        let first = file("hard1");
+        assert_eq!(
+            (first.1, file("d/hard2"), file("hard3")),
+            (3, first, first),
+            "killed at step {n}"
+        );
+        if left == 0 {
+            assert!(n > 10, "it was killed at {n} steps");
+            return;
+        }
+    }
+    panic!("it does not end");
+}

@@ -117,9 +117,9 @@ pub fn in_initial_user_namespace() -> bool {
     words.next() == Some("0") && words.next() == Some("0") && words.next() == Some("4294967295")
 }
 
-/// Sets the file mode creation mask.
-pub fn set_umask(mask: u32) {
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask));
+/// Sets the file mode creation mask; returns what it was.
+pub fn set_umask(mask: u32) -> u32 {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(mask)).as_raw_mode()
 }
 
 /// A random number for names of temporaries; not a secret.

@@ -1,0 +1,130 @@
+//! The upper directory tells all, without the index.
+//!
+//! Names of a group that nobody has touched are in lower layers alone, and lead to the upper file by the index. Whoever reads
+//! the upper directory without it, as the kernel's overlay with `index=off` and makers of image layers do, sees the lower
+//! file there. So when a mount ends such names are made in the upper directory, and the index goes. A crash on the way leaves
+//! names of both sorts, as there are while it is mounted; the next end goes on.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use super::merged_count;
+use crate::Overlay;
+use crate::error::{Context, Result};
+use crate::inode::{Ino, Inode, UpperAt};
+use crate::namei::{Found, View};
+use crate::options::Options;
+use crate::side;
+use crate::stack::Upper;
+use crate::sys;
+use crate::whiteout;
+
+/// Settles directories that are not mounted, as after a crash of their server.
+pub fn settle(options: &Options) -> Result<()> {
+    let mask = sys::set_umask(0);
+    let settled = Overlay::open(options).and_then(|overlay| overlay.settle());
+    sys::set_umask(mask);
+    settled
+}
+
+/// A file of the index.
+struct Group {
+    key: OsString,
+    /// Some of its names may be in lower layers only.
+    scattered: bool,
+}
+
+impl Overlay {
+    /// Makes every name of a link group in the upper directory, and takes the groups out of the index. Nobody may use the
+    /// overlay any more.
+    pub fn settle(&self) -> Result<()> {
+        let Some(upper) = &self.stack.upper else { return Ok(()) };
+        let Some(index) = upper.work.index() else { return Ok(()) };
+        let groups = groups(upper, index).on("list index", &upper.path)?;
+        if groups.iter().any(|group| group.scattered) {
+            self.name_all()?;
+        }
+        for Group { key, .. } in groups {
+            // A file without a name is kept: those of another stack of lower layers may lead to it.
+            let named = sys::stat(index, &key).is_ok_and(|stat| stat.nlink > 1);
+            if named {
+                sys::unlink(index, &key).on("unlink", &*key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks the merged tree for names that only lead to the index.
+    fn name_all(&self) -> Result<()> {
+        let mut todo = vec![self.dir_inode(Ino::ROOT, "settle")?];
+        while let Some(dir) = todo.pop() {
+            self.name_in(&dir, &mut todo)?;
+            let ino = dir.ino;
+            drop(dir);
+            if ino != Ino::ROOT {
+                self.forget(ino, 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn name_in(&self, dir: &Arc<Inode>, todo: &mut Vec<Arc<Inode>>) -> Result<()> {
+        let view = self.view(dir)?;
+        let names = self.merge(&view).on("readdir", dir.path())?;
+        for entry in names {
+            if entry.kind == sys::S_IFDIR {
+                todo.extend(self.child(dir, &entry.name)?);
+            } else if !view.lowers.is_empty() && self.is_below(&view, &entry.name)? {
+                self.name_one(dir, &entry.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_below(&self, view: &View, name: &OsStr) -> Result<bool> {
+        let found = self.resolve(view, name).on("lookup", name)?;
+        Ok(found.is_some_and(|found| leads_to_index(&found)))
+    }
+
+    fn name_one(&self, dir: &Arc<Inode>, name: &OsStr) -> Result<()> {
+        let held = self.hold(dir, Some(name))?;
+        let found = self.present_name(&held, name, "link")?;
+        let Some(lower) = found.state.lower.clone().filter(|_| leads_to_index(&found)) else {
+            return Ok(());
+        };
+        let inode = self.intern(dir, name, found, 1);
+        let place = (held.fd.as_fd(), name);
+        let made = self.mark_impure(dir, place.0).on("link", name);
+        let made = made.and_then(|()| self.materialize(&inode, &lower, place));
+        drop(held);
+        let ino = inode.ino;
+        drop(inode);
+        self.forget(ino, 1);
+        made
+    }
+}
+
+/// Whether it is the name of a lower file whose upper one has other names.
+fn leads_to_index(found: &Found) -> bool {
+    found.state.lower.is_some() && matches!(found.state.upper, Some(UpperAt::Index(_)))
+}
+
+fn groups(upper: &Upper, index: BorrowedFd<'_>) -> io::Result<Vec<Group>> {
+    let mut groups = Vec::new();
+    for entry in sys::list(index)? {
+        let stat = sys::stat(index, &entry.name)?;
+        // The kernel has directories and whiteouts in its own.
+        if stat.is_dir() || whiteout::is_device(&stat) {
+            continue;
+        }
+        let marks = side::marks(upper, (index, &entry.name), stat.kind())?;
+        let lower = marks.lower_nlink.as_deref();
+        let lower = lower.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+        let count = marks.nlink.and_then(|record| merged_count(&record, stat.nlink, lower));
+        let scattered = count.is_none_or(|count| count >= stat.nlink);
+        groups.push(Group { key: entry.name, scattered });
+    }
+    Ok(groups)
+}
