@@ -3,8 +3,10 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
 
 use crate::semantics_kit::{
     Backend, Stack, Test, append, both, chmod, exists, mode, mtime, mv, names, put, set_times,
@@ -114,6 +116,24 @@ both! { names_of_symlinks_and_pipes_are_made_too, OnlyPlyfs, |t| {
     }
     fs.remount_again();
     t.same_after_remount(&mut fs);
+}}
+
+both! { a_mount_waits_as_long_as_the_one_before_makes_names, OnlyPlyfs, |t| {
+    pair(t);
+    fs::create_dir_all(t.at("work/index")).unwrap();
+    let held = ["upper", "work", "work/index"].map(|name| {
+        let dir = fs::File::open(t.at(name)).unwrap();
+        flock(&dir, FlockOperation::LockExclusive).unwrap();
+        dir
+    });
+    let end = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(3500));
+        drop(held);
+    });
+    let fs = t.mount(&[]);
+    assert!(end.is_finished());
+    assert_eq!(text(fs.at("a")), "old");
+    end.join().unwrap();
 }}
 
 both! { metadata_only_copies_get_all_names, Rootless("userxattr refuses metacopy"), |t| {

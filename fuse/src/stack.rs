@@ -22,7 +22,7 @@ use crate::options::{Namespace, Options};
 use crate::origin::Origin;
 use crate::sys;
 use crate::whiteout::{Dialect, Space, Style};
-use crate::workdir::Workdir;
+use crate::workdir::{self, Workdir};
 use probe::{Feature, no_room, probe};
 
 /// One lower layer.
@@ -187,8 +187,8 @@ fn open_upper(options: &Options, path: &Path, work_path: &Path) -> Result<Upper>
         let why = "not on the filesystem of the upper directory; both must be on one";
         return Err(Error::refuse("open work directory", work_path, why));
     }
-    take(&root, path, "upper directory")?;
-    take(&work_root, work_path, "work directory")?;
+    take((&root, path), &work_root, "upper directory")?;
+    take((&work_root, work_path), &work_root, "work directory")?;
     let work = Workdir::open(work_root, work_path)?;
     check_one_mount(&root, &work, path, work_path)?;
     let probe = probe(&work, options, (path, work_path))?;
@@ -269,12 +269,19 @@ fn check_one_mount(root: &OwnedFd, work: &Workdir, upper: &Path, work_path: &Pat
 /// long.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-fn take(dir: &OwnedFd, path: &Path, what: &str) -> Result<()> {
+/// In all, while it says that it is ending.
+const LONG_PATIENCE: Duration = Duration::from_secs(120);
+
+fn take((dir, path): (&OwnedFd, &Path), work: &OwnedFd, what: &str) -> Result<()> {
     let start = Instant::now();
+    let mut until = start + PATIENCE;
     let mut pause = Duration::from_millis(1);
-    while start.elapsed() < PATIENCE {
+    while Instant::now() < until {
         if sys::lock_dir(dir).on("lock", path)? {
             return Ok(());
+        }
+        if start.elapsed() < LONG_PATIENCE && workdir::is_settling(work) {
+            until = Instant::now() + PATIENCE;
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(100));

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::acl;
 use crate::error::{Context, Error, Result};
@@ -45,6 +46,15 @@ pub(crate) struct Temp<'a> {
     work: &'a Workdir,
     name: OsString,
     kept: bool,
+}
+
+fn open_index(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    sys::open(root, OsStr::new(INDEX), sys::O_RDONLY | sys::O_DIRECTORY)
+}
+
+/// Whether the server that has the lock of a work directory said so with [`Workdir::start_settling`].
+pub(crate) fn is_settling(root: &OwnedFd) -> bool {
+    open_index(root.as_fd()).is_ok_and(|index| sys::lock_dir(&index).is_ok_and(|free| !free))
 }
 
 impl Workdir {
@@ -94,6 +104,17 @@ impl Workdir {
             self.index.get_or_init(|| index);
         }
         self.index().ok_or_else(|| io::Error::from_raw_os_error(sys::EIO))
+    }
+
+    /// Tells who waits for these directories that no mount uses them any more, only `Overlay::settle`, until the
+    /// descriptor is closed.
+    pub(crate) fn start_settling(&self) -> io::Result<OwnedFd> {
+        let index = open_index(self.root.as_fd())?;
+        // Whoever looks has the lock for that moment.
+        while !sys::lock_dir(&index)? {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(index)
     }
 
     /// The folder of marks, if there are any.

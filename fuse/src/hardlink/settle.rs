@@ -44,6 +44,7 @@ impl Overlay {
         let Some(index) = upper.work.index() else { return Ok(()) };
         let groups = groups(upper, index).on("list index", &upper.path)?;
         if groups.iter().any(|group| group.scattered) {
+            let _told = upper.work.start_settling().on("lock index", &upper.path)?;
             self.name_all()?;
         }
         for Group { key, .. } in groups {
