@@ -2,8 +2,10 @@
 //! directory at once. `PLYFS_SEED=n` runs the case of one seed, `PLYFS_SEEDS=n` that many.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use plyfs_fuse::options::Whiteouts;
+use plyfs_fuse::{Options, Overlay};
 
 use crate::common::case::{Case, Taste};
 use crate::common::core::Core;
@@ -16,6 +18,9 @@ use crate::common::plain::Plain;
 use crate::common::rootless;
 use crate::common::tree::{Meta, Node, Stamp, Tree};
 use crate::{needs, this_test};
+
+/// `TMPFS_MAGIC`, linux/magic.h.
+const TMPFS: i64 = 0x0102_1994;
 
 // Subjects.
 
@@ -48,6 +53,8 @@ struct Cored {
     stack: (Vec<PathBuf>, PathBuf, PathBuf),
     whiteouts: Whiteouts,
     linger: usize,
+    /// There are limits, which are never reached.
+    limits: bool,
 }
 
 impl Cored {
@@ -57,7 +64,8 @@ impl Cored {
         let whiteouts = [Whiteouts::Auto, Whiteouts::Xattr, Whiteouts::Auto, Whiteouts::Dot];
         let whiteouts = whiteouts[case.seed as usize % whiteouts.len()];
         let linger = [32, 0, 3][case.seed as usize % 3];
-        let mut cored = Cored { core: None, stack, whiteouts, linger };
+        let limits = case.seed % 5 < 2;
+        let mut cored = Cored { core: None, stack, whiteouts, linger, limits };
         cored.reopen()?;
         Ok(Box::new(cored))
     }
@@ -84,15 +92,34 @@ impl Target for Cored {
 impl Subject for Cored {
     fn reopen(&mut self) -> Result<(), String> {
         self.core = None;
-        let (lowers, upper, work) = &self.stack;
-        let core = Core::open_writing(self.whiteouts, (lowers, upper.clone(), work.clone()))?;
+        let (lowers, upper, work) = self.stack.clone();
+        let (upper, work) = (Some(upper), Some(work));
+        let (size, nr_inodes) = (self.limits.then_some(1 << 40), self.limits.then_some(1 << 40));
+        let whiteouts = self.whiteouts;
+        let options =
+            Options { lowers, upper, work, whiteouts, size, nr_inodes, ..Options::default() };
+        let fs = Overlay::open(&options).map_err(|e| format!("open the overlay: {e}"))?;
+        let core = Core::new(Arc::new(fs));
         // Most things that are remembered are remembered while the kernel knows the directory.
         self.core = Some(core.linger(self.linger));
         Ok(())
     }
 
     fn check(&self) -> Result<(), String> {
-        self.core().overlay().check_invariants()
+        let fs = self.core().overlay();
+        fs.check_invariants()?;
+        match fs.used() {
+            None => Ok(()),
+            Some(Err(e)) => Err(format!("count: {e}")),
+            // Blocks of attributes that mark an object are not booked; tmpfs has none for them.
+            Some(Ok((booked, found))) => {
+                let exact = fs.statfs().map_err(|e| e.to_string())?.magic == TMPFS;
+                if booked.inodes == found.inodes && (!exact || booked.bytes == found.bytes) {
+                    return Ok(());
+                }
+                Err(format!("booked {booked:?}, and there is {found:?}"))
+            }
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode};
 use crate::lend;
 use crate::owner::{Caller, Override};
+use crate::quota::Span;
 use crate::sys::{self, FsStat, NewTimes, Stat};
 
 /// A point in time: seconds since 1970, negative before, and nanoseconds after that second.
@@ -255,7 +256,8 @@ impl Overlay {
 
     fn truncate(&self, caller: Caller, inode: &Arc<Inode>, size: u64) -> Result<()> {
         let data = self.data(inode, true)?;
-        sys::truncate(&data.fd, size).on("truncate", inode.path())?;
+        let cut = |_| sys::truncate(&data.fd, size);
+        self.resize(inode, &data.fd, Span::NOTHING, cut).on("truncate", inode.path())?;
         if caller.uid != 0 {
             self.drop_set_id(inode, data.fd.as_fd())?;
         }
@@ -294,11 +296,14 @@ impl Overlay {
         Ok(())
     }
 
-    /// Counts of the filesystem that is written to, or of the topmost lower one.
+    /// Counts of the filesystem that is written to, or of the topmost lower one; limits are its size.
     pub fn statfs(&self) -> Result<Statfs> {
         let root = self.inode(Ino::ROOT, "statfs")?;
         let mut stat = self.at(&root, |dir, _| sys::fstatfs(dir)).on("statfs", OsStr::new("/"))?;
         stat.namelen = stat.namelen.min(255);
+        if let Some(meter) = &self.meter {
+            meter.show(&mut stat);
+        }
         Ok(stat)
     }
 }

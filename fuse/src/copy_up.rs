@@ -9,25 +9,28 @@
 //! held by the caller, and the parent's is taken only around the rename. So nobody waits for the
 //! copying of data but those who want the same object.
 
+mod data;
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use data::copy_data;
+
 use crate::Overlay;
 use crate::attr::SetTime;
+use crate::dir::target_bytes;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode, LowerFile, UpperAt};
 use crate::lend;
 use crate::origin::Origin;
+use crate::quota::{Reserved, Used, booked, data_in};
 use crate::side;
 use crate::stack::Upper;
-use crate::sys::{self, NewTimes, Seek, Stat};
+use crate::sys::{self, NewTimes, Stat};
 use crate::workdir::{Temp, Workdir};
 use crate::xattr;
-
-/// Bytes copied at once where the kernel cannot copy by itself.
-const CHUNK: usize = 1 << 18;
 
 /// How much of a file the twin has to have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,13 +85,18 @@ impl<'a> Twin<'a> {
 impl Overlay {
     /// Makes sure that the object has an upper twin; its data may stay below.
     pub(crate) fn copy_up(&self, inode: &Arc<Inode>) -> Result<()> {
-        self.raise(inode, Depth::Attributes)
+        self.raise(inode, Depth::Attributes, true)
+    }
+
+    /// [`Overlay::copy_up`] that no limit refuses: for a directory from which something goes.
+    pub(crate) fn copy_up_anyway(&self, dir: &Arc<Inode>) -> Result<()> {
+        self.raise(dir, Depth::Attributes, false)
     }
 
     /// Makes sure that the object has an upper twin with data, of which the first `keep` bytes
     /// matter (all of them when `None`).
     pub(crate) fn copy_up_data(&self, inode: &Arc<Inode>, keep: Option<u64>) -> Result<()> {
-        self.raise(inode, Depth::Data(keep))
+        self.raise(inode, Depth::Data(keep), true)
     }
 
     /// Whether writing to the object would copy first.
@@ -112,7 +120,8 @@ impl Overlay {
         self.stack.upper.as_ref().ok_or_else(|| Error::code(op, "/", sys::EROFS))
     }
 
-    fn raise(&self, inode: &Arc<Inode>, depth: Depth) -> Result<()> {
+    /// `limited`: not beyond the limits.
+    fn raise(&self, inode: &Arc<Inode>, depth: Depth, limited: bool) -> Result<()> {
         if is_raised(inode, depth) {
             return match &self.stack.upper {
                 Some(_) => Ok(()),
@@ -127,12 +136,17 @@ impl Overlay {
             above.push(up.parent);
         }
         for dir in above.iter().rev() {
-            self.raise_one(upper, dir, Depth::Attributes)?;
+            self.raise_one(upper, dir, (Depth::Attributes, limited))?;
         }
-        self.raise_one(upper, inode, depth)
+        self.raise_one(upper, inode, (depth, limited))
     }
 
-    fn raise_one(&self, upper: &Upper, inode: &Arc<Inode>, depth: Depth) -> Result<()> {
+    fn raise_one(
+        &self,
+        upper: &Upper,
+        inode: &Arc<Inode>,
+        (depth, limited): (Depth, bool),
+    ) -> Result<()> {
         let _lock = inode.copy_up.lock();
         if is_raised(inode, depth) {
             return Ok(());
@@ -142,12 +156,41 @@ impl Overlay {
             return self.fill(inode).at("copy up data", path);
         }
         let source = self.source(inode).at("copy up", path)?;
+        let room = if limited { self.room_for_twin(&source, depth) } else { Ok(self.begin()) };
+        let room = room.at("copy up", path)?;
         let alone = source.stat.kind() == sys::S_IFREG && source.stat.nlink == 1;
         let twin = Twin::new(&upper.work, alone).at("copy up", path)?;
         let metacopy = self.build(&twin, &source, depth).at("copy up", path)?;
-        self.publish(inode, twin, &source, metacopy).at("copy up", path)?;
+        let published = self.publish(inode, twin, &source, metacopy).at("copy up", path);
+        if let Some(room) = room.filter(|_| inode.is_upper()) {
+            let twin = self.at(inode, |dir, name| sys::stat(dir, name));
+            room.came(twin.map_or(Used::INODE, |stat| Used::of(&stat)));
+        }
+        published?;
         self.stats.copied_up();
         Ok(())
+    }
+
+    /// Room for the twin of an object.
+    fn room_for_twin(&self, source: &Source, depth: Depth) -> io::Result<Option<Reserved<'_>>> {
+        if self.meter.is_none() {
+            return Ok(None);
+        }
+        let stat = &source.stat;
+        let keep = match (stat.kind(), depth) {
+            (sys::S_IFREG, Depth::Attributes) if self.may_metacopy(stat) => 0,
+            (sys::S_IFREG, Depth::Data(Some(keep))) => keep.min(stat.size),
+            (sys::S_IFREG, _) => stat.size,
+            _ => 0,
+        };
+        let bytes = match &source.data {
+            _ if stat.kind() == sys::S_IFLNK => target_bytes(stat.size),
+            Some(data) if keep > 0 => {
+                data_in(self.open_lower(data, sys::O_RDONLY | sys::O_NONBLOCK)?, keep)
+            }
+            _ => 0,
+        };
+        self.reserve(Used { bytes, inodes: 1 })
     }
 
     fn source(&self, inode: &Arc<Inode>) -> io::Result<Source> {
@@ -273,7 +316,7 @@ impl Overlay {
                 if link.parent.is_upper() {
                     return Err(io::Error::from_raw_os_error(sys::ESTALE));
                 }
-                self.raise(&link.parent, Depth::Attributes).map_err(|e| e.source)?;
+                self.raise(&link.parent, Depth::Attributes, true).map_err(|e| e.source)?;
                 continue;
             };
             let Some(lock) = link.parent.dir() else {
@@ -356,17 +399,25 @@ impl Overlay {
             Ok((sys::stat(dir, name)?, lend::open(dir, name, sys::O_RDWR | sys::O_NONBLOCK)?))
         })?;
         let from = self.open_lower(&data, sys::O_RDONLY | sys::O_NONBLOCK)?;
-        copy_data(&from, &to, before.size)?;
-        self.stats.copied_data(before.size);
-        if self.options.fsync && !self.options.volatile {
-            sys::fsync(&to, true)?;
-        }
-        restore_times(to.as_fd(), &before)?;
-        let space = self.stack.space;
-        lend::remove_xattr(&to, OsStr::new(""), &space.key("metacopy"))?;
-        if let Err(e) = lend::remove_xattr(&to, OsStr::new(""), &space.key("redirect")) {
-            log::debug!("{:?}: redirect of a file with data stays: {e}", data.name);
-        }
+        let room = match &self.meter {
+            Some(_) => self.reserve(Used::bytes(data_in(&from, before.size)))?,
+            None => None,
+        };
+        let fill = || {
+            copy_data(&from, &to, before.size)?;
+            self.stats.copied_data(before.size);
+            if self.options.fsync && !self.options.volatile {
+                sys::fsync(&to, true)?;
+            }
+            restore_times(to.as_fd(), &before)?;
+            let space = self.stack.space;
+            lend::remove_xattr(&to, OsStr::new(""), &space.key("metacopy"))?;
+            if let Err(e) = lend::remove_xattr(&to, OsStr::new(""), &space.key("redirect")) {
+                log::debug!("{:?}: redirect of a file with data stays: {e}", data.name);
+            }
+            Ok(())
+        };
+        booked(room, || sys::fstat(&to), fill)?;
         let mut state = inode.state.lock();
         state.lower_data = None;
         state.data = None;
@@ -397,67 +448,4 @@ pub(crate) fn restore_times(fd: BorrowedFd<'_>, before: &Stat) -> io::Result<()>
     let times =
         NewTimes { atime: Some(SetTime::At(before.atime)), mtime: Some(SetTime::At(before.mtime)) };
     sys::set_times(fd, OsStr::new(""), times)
-}
-
-/// Copies the first `length` bytes, sharing blocks where the filesystem can and keeping holes.
-fn copy_data(from: &OwnedFd, to: &OwnedFd, length: u64) -> io::Result<()> {
-    let whole = sys::fstat(from)?.size;
-    if length == whole && sys::reflink(from, to).is_ok() {
-        return Ok(());
-    }
-    sys::truncate(to, length)?;
-    let mut at = 0;
-    while at < length {
-        let start = match sys::lseek(from, at, Seek::Data) {
-            Ok(start) => start.min(length),
-            Err(e) if sys::errno(&e) == sys::ENXIO => break,
-            Err(_) => at,
-        };
-        let end = match sys::lseek(from, start, Seek::Hole) {
-            Ok(end) if end > start => end.min(length),
-            _ => length,
-        };
-        copy_extent(from, to, start, end)?;
-        at = end;
-    }
-    Ok(())
-}
-
-fn copy_extent(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> io::Result<()> {
-    while at < end {
-        match sys::copy_range(from, at, to, at, end - at) {
-            Ok(0) => return Ok(()),
-            Ok(n) => at += n,
-            Err(e)
-                if matches!(
-                    sys::errno(&e),
-                    sys::EXDEV | sys::EOPNOTSUPP | sys::EINVAL | sys::ENOSYS
-                ) =>
-            {
-                return copy_by_hand(from, to, at, end);
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
-fn copy_by_hand(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> io::Result<()> {
-    let mut buffer = vec![0_u8; CHUNK];
-    while at < end {
-        let want = buffer.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-        let got = sys::pread(from, &mut buffer[..want], at)?;
-        if got == 0 {
-            return Ok(());
-        }
-        let mut done = 0;
-        while done < got {
-            match sys::pwrite(to, &buffer[done..got], at + done as u64)? {
-                0 => return Err(io::Error::from_raw_os_error(sys::EIO)),
-                n => done += n,
-            }
-        }
-        at += got as u64;
-    }
-    Ok(())
 }

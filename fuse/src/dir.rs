@@ -27,6 +27,7 @@ use crate::inode::{Data, Ino, Inode, State, UpperAt};
 use crate::lend;
 use crate::namei::{Entry, Found, check_name};
 use crate::owner::Caller;
+use crate::quota::{Reserved, Used};
 use crate::stack::Upper;
 use crate::sys::{self, Stat};
 use crate::whiteout::{self, Style};
@@ -124,7 +125,9 @@ impl Overlay {
         if matches!(new.node, Node::File) {
             self.check_open_data(name)?;
         }
+        let room = self.room_for_new(&parent, name, new.node)?;
         let held = self.hold(&parent, Some(name))?;
+        let names = self.names(room, &[(&held.fd, name)]);
         let mut birth = self.birth(caller, &parent, &held, new)?;
         let mut place = self.place(&held, name, birth.direct)?;
         birth.direct &= place != Place::Whiteout && !(place == Place::Dot && is_dir(new.node));
@@ -156,11 +159,28 @@ impl Overlay {
         if let Some(above) = &held.guard {
             self.begins_empty(&inode, (held.fd.as_fd(), name), above);
         }
+        drop(names);
         drop(held);
         if matches!(new.node, Node::File) {
             self.bound_open_data(&inode);
         }
         self.attr_by(&inode, &stat, turn).map(|attr| Entry { attr })
+    }
+
+    /// Room for a new object, and the directory copied up that it will be in, which takes room of its own.
+    fn room_for_new(
+        &self,
+        parent: &Arc<Inode>,
+        name: &OsStr,
+        node: Node<'_>,
+    ) -> Result<Option<Reserved<'_>>> {
+        if self.meter.is_none() {
+            return Ok(None);
+        }
+        self.copy_up(parent)?;
+        let target = if let Node::Symlink(target) = node { target.len() } else { 0 };
+        let room = Used { bytes: target_bytes(target as u64), inodes: 1 };
+        self.reserve(room).on("create", name)
     }
 
     /// The entry of an inode that has one lookup counted for it already.
@@ -365,6 +385,7 @@ impl Overlay {
         let mut birth = self.birth(caller, &parent, &held, New { node: Node::File, mode })?;
         self.inherit(&held, Node::File, &mut birth)?;
         drop(held);
+        let room = self.reserve(Used::INODE).on("tmpfile", "")?;
         let made = sys::open_unnamed(upper.work.dir(), self.made_mode(&birth, false));
         let file = made.on("tmpfile", "")?;
         self.dress(file.as_fd(), OsStr::new(""), Node::File, &birth).on("tmpfile", "")?;
@@ -380,6 +401,7 @@ impl Overlay {
             |ino| Inode::new(ino, sys::S_IFREG, state),
         );
         inode.opens.fetch_add(1, Ordering::Relaxed);
+        room.into_iter().for_each(|room| room.came(Used::of(&stat)));
         let data = Data { fd: file, reads: true, writes: true, count: self.open_data.count() };
         inode.state.lock().data = Some(Arc::new(data));
         self.bound_open_data(&inode);
@@ -402,6 +424,11 @@ fn dress_acl(
         }
     }
     Ok(())
+}
+
+/// Bytes that a symlink takes; a short target is in the inode.
+pub(crate) fn target_bytes(length: u64) -> u64 {
+    if length < 60 { 0 } else { 4096 }
 }
 
 fn is_dir(node: Node<'_>) -> bool {

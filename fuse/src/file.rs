@@ -16,6 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::inode::{Data, Ino, Inode, UpperAt};
 use crate::lend;
 use crate::owner::Caller;
+use crate::quota::Span;
 use crate::sys::{self, Seek};
 
 /// How many of the oldest are looked at when one more is opened: some may have to stay.
@@ -48,7 +49,8 @@ impl Overlay {
         // Opened at once: an object that cannot be opened fails the open and not the first read.
         let data = self.data(inode, truncates || (writes && !self.would_copy(inode)))?;
         if truncates {
-            sys::truncate(&data.fd, 0).on("truncate", inode.path())?;
+            let cut = |_| sys::truncate(&data.fd, 0);
+            self.resize(inode, &data.fd, Span::NOTHING, cut).on("truncate", inode.path())?;
             if caller.uid != 0 {
                 self.drop_set_id(inode, data.fd.as_fd())?;
             }
@@ -225,7 +227,12 @@ impl Overlay {
         let inode = self.inode(ino, "write")?;
         self.copy_up_data(&inode, None)?;
         let data = self.data(&inode, true)?;
-        let done = sys::pwrite(&data.fd, bytes, offset).on("write", inode.path())?;
+        let span = Span { offset, length: bytes.len() as u64, divisible: true };
+        let write = |length| {
+            let bytes = usize::try_from(length).ok().and_then(|length| bytes.get(..length));
+            sys::pwrite(&data.fd, bytes.unwrap_or_default(), offset)
+        };
+        let done = self.resize(&inode, &data.fd, span, write).on("write", inode.path())?;
         if kill_set_id {
             self.drop_set_id(&inode, data.fd.as_fd())?;
         }
@@ -312,7 +319,13 @@ impl Overlay {
         let inode = self.inode(ino, "fallocate")?;
         self.copy_up_data(&inode, None)?;
         let data = self.data(&inode, true)?;
-        sys::fallocate(&data.fd, mode, offset, length).on("fallocate", inode.path())
+        let span = if sys::fallocate_grows(mode) {
+            Span { offset, length, divisible: false }
+        } else {
+            Span::NOTHING
+        };
+        let change = |_| sys::fallocate(&data.fd, mode, offset, length);
+        self.resize(&inode, &data.fd, span, change).on("fallocate", inode.path())
     }
 
     /// The next data or hole, as lseek(2) with `SEEK_DATA` or `SEEK_HOLE`.
@@ -343,8 +356,10 @@ impl Overlay {
         let (from, to) = (self.inode(src, "copy_file_range")?, self.inode(dst, "copy_file_range")?);
         self.copy_up_data(&to, None)?;
         let (source, target) = (self.data(&from, false)?, self.data(&to, true)?);
-        sys::copy_range(&source.fd, src_offset, &target.fd, dst_offset, length)
-            .on("copy_file_range", to.path())
+        let span = Span { offset: dst_offset, length, divisible: true };
+        let span = self.span_of_copy(span, &source.fd, src_offset);
+        let copy = |length| sys::copy_range(&source.fd, src_offset, &target.fd, dst_offset, length);
+        self.resize(&to, &target.fd, span, copy).on("copy_file_range", to.path())
     }
 
     /// A request on one inode that `lsattr`, `chattr` and `xfs_io` make; ENOTTY for all others.

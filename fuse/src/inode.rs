@@ -26,6 +26,7 @@ use limbo::Limbo;
 
 use crate::dirfd::{OpenCount, Slot};
 use crate::namei::{Above, Below, Misses};
+use crate::quota::Meter;
 use crate::sys;
 
 /// An inode number, which is also the kernel's node id.
@@ -301,6 +302,8 @@ pub struct Table {
     most: AtomicUsize,
     /// Forgets until that is looked at again.
     rest: AtomicU32,
+    /// Told of objects that go for good.
+    meter: Option<Arc<Meter>>,
 }
 
 /// Memory of fewer inodes than this is kept for the next ones.
@@ -310,7 +313,7 @@ const FORGETS: u32 = 1024;
 
 impl Table {
     /// A table with the root, which never leaves. With `lasting` nothing leaves that has a name.
-    pub fn new(root: Arc<Inode>, lasting: bool) -> Table {
+    pub(crate) fn new(root: Arc<Inode>, lasting: bool, meter: Option<Arc<Meter>>) -> Table {
         let inodes = DashMap::new();
         root.lookups.store(1, Ordering::Relaxed);
         inodes.insert(root.ino.0, root);
@@ -323,6 +326,7 @@ impl Table {
             generations,
             most: AtomicUsize::new(0),
             rest: AtomicU32::new(0),
+            meter,
         }
     }
 
@@ -436,6 +440,7 @@ impl Table {
         let mut idle = vec![ino];
         while let Some(ino) = idle.pop() {
             let mut busy = false;
+            let op = self.meter.as_ref().map(|meter| meter.begin());
             let gone = self.inodes.remove_if(&ino.0, |_, inode| {
                 let unknown = ino != Ino::ROOT && inode.lookups() == 0 && !self.stays(inode);
                 busy = unknown && Arc::strong_count(inode) > 1;
@@ -450,6 +455,11 @@ impl Table {
                 idle.extend(state.links.iter().map(|link| link.parent.ino));
                 if let Some(copy) = &state.copy {
                     self.copies.remove(&**copy);
+                }
+                if let (Some(op), Some(UpperAt::Pinned(pin))) = (op, &state.upper) {
+                    let pin = pin.clone();
+                    drop(state);
+                    op.forget(&*pin);
                 }
             }
         }
@@ -473,23 +483,4 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_inode_in_use_waits_once_however_often_it_is_forgotten() {
-        let make = |ino| Inode::new(ino, sys::S_IFREG, State::default());
-        let table = Table::new(Arc::new(make(Ino::ROOT)), false);
-        let intern = |number| table.intern((number, 1), |_| true, |number| number, make);
-        let (used, other) = (intern(7), intern(8));
-        for _ in 0..3 {
-            table.forget(used.ino, used.lookups());
-            table.forget(other.ino, 0);
-        }
-        assert_eq!(*table.limbo.lock().queue(), [used.ino]);
-        drop(used);
-        table.forget(other.ino, 1);
-        assert_eq!(table.count(), 2, "the one in use is left");
-        assert_eq!(*table.limbo.lock().queue(), [other.ino]);
-    }
-}
+mod tests;

@@ -17,6 +17,7 @@
 //! | `inode`, `number` | the inode table; inode numbers |
 //! | `namei`, `redirect`, `metacopy`, `hardlink` | one name through the stack |
 //! | `dir`, `rename`, `copy_up` | changes of names; upper twins |
+//! | [`quota`] | limits of bytes and inodes |
 //! | `file`, `attr`, `readdir`, `xattr` | contents, attributes, listings |
 //! | `whiteout`, `origin`, `side`, `workdir` | marks on disk; temporaries |
 //! | `owner`, `identity`, `acl` | who owns what |
@@ -42,6 +43,7 @@ pub mod options;
 pub mod origin;
 pub mod owner;
 mod place;
+pub mod quota;
 pub mod readdir;
 mod redirect;
 mod rename;
@@ -73,6 +75,7 @@ use dirfd::{DirFds, OpenData};
 use inode::{Ino, Inode, State, Table};
 use number::Numbers;
 use owner::Identity;
+use quota::Meter;
 use readdir::OpenDir;
 use stack::Stack;
 
@@ -107,6 +110,8 @@ pub struct Overlay {
     /// the bound is reached.
     handleless: bool,
     stats: stats::Stats,
+    /// The limits, where there are any, and what counts against them.
+    meter: Option<Arc<Meter>>,
 }
 
 type Watch = Box<dyn Fn(Ino) + Send + Sync>;
@@ -143,10 +148,11 @@ impl Overlay {
         if let (Some(upper), Some(dir)) = (&stack.upper, root.dir()) {
             dir_fds.keep(&dir.slot, upper.root.clone());
         }
+        let meter = Meter::new(options).map(Arc::new);
         let overlay = Overlay {
             identity: Identity::new(options),
             numbers,
-            table: Table::new(root, options.nfs_export),
+            table: Table::new(root, options.nfs_export, meter.clone()),
             dir_fds,
             room_below: namei::Room::default(),
             open_data: OpenData::new((free / 2).min(8192), free / 8 * 5),
@@ -158,10 +164,12 @@ impl Overlay {
             live: options.timeout.is_zero(),
             handleless: options.settled_io() == options::Io::Handleless,
             stats: stats::Stats::new(),
+            meter,
             options: Options { volatile, ..options.clone() },
             stack,
         };
         overlay.drop_orphans().map_err(|e| Error::new("clean index", "/", e))?;
+        overlay.start_meter().map_err(|e| Error::new("count upper directory", "/", e))?;
         Ok(overlay)
     }
 

@@ -80,6 +80,10 @@ pub struct Options {
     pub nfs_export: bool,
     /// How requests come from the kernel.
     pub transport: Transport,
+    /// The most bytes that the upper directory may hold (tmpfs(5)).
+    pub size: Option<u64>,
+    /// The most inodes that it may hold.
+    pub nr_inodes: Option<u64>,
     /// What goes to the mount call.
     pub mount: MountFlags,
     /// What was not understood, one text each; not part of the `-o` text.
@@ -263,6 +267,7 @@ impl Options {
                 "keeps what was read, which timeout=0 forbids; expected io=auto or io=handles";
             return Err(OptionError::new("io", why));
         }
+        self.validate_limits()?;
         let named = [("lowerdir", &self.lowers), ("datadir", &self.data_lowers)];
         let layers =
             named.iter().flat_map(|(name, paths)| paths.iter().map(move |path| (*name, path)));
@@ -272,6 +277,24 @@ impl Options {
             Some((name, _)) => Err(OptionError::new(name, "empty path; expected a directory")),
             None => Ok(()),
         }
+    }
+
+    /// Limits are for what is written, and all of that has to come through us.
+    fn validate_limits(&self) -> Result<(), OptionError> {
+        let limits = [("size", self.size), ("nr_inodes", self.nr_inodes)];
+        let Some((name, _)) = limits.iter().find(|(_, limit)| limit.is_some()) else {
+            return Ok(());
+        };
+        if self.upper.is_none() {
+            let why = "limits what is written, and nothing is without an upperdir; leave it out";
+            return Err(OptionError::new(*name, why));
+        }
+        if self.io == Io::Passthrough {
+            let why =
+                format!("passthrough goes past the limit of {name}; expected another, or no limit");
+            return Err(OptionError::new("io", why));
+        }
+        Ok(())
     }
 }
 
@@ -302,6 +325,8 @@ impl Default for Options {
             io: Io::Auto,
             nfs_export: false,
             transport: Transport::Auto,
+            size: None,
+            nr_inodes: None,
             mount: MountFlags::default(),
             warnings: Vec::new(),
         }

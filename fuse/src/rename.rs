@@ -222,7 +222,15 @@ impl Overlay {
             return Ok(false);
         }
         let upper = self.writable("rename")?;
-        if flags & sys::RENAME_EXCHANGE != 0 {
+        let exchange = flags & sys::RENAME_EXCHANGE != 0;
+        let names = [(&from.fd, source.name), (&to.fd, target.name)];
+        let _names = self.names(self.begin(), &names).map(|names| {
+            let replaced = target.inode.as_ref().filter(|inode| inode.is_dir() && !exchange);
+            let open = || sys::open(&*to.fd, target.name, sys::O_PATH | sys::O_DIRECTORY).ok();
+            let dir = replaced.and_then(|_| open());
+            names.of(target.inode.as_ref()).moves().emptied(dir.as_ref())
+        });
+        if exchange {
             self.exchange(upper, (&from, source), (&to, target))?;
         } else {
             self.replace(upper, (&from, source), (&to, target))?;

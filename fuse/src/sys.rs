@@ -19,7 +19,8 @@ mod xattr;
 
 pub use backing::{close_backing, created, memory_file, open_backing, opened};
 pub use data::{
-    Fallocate, Seek, copy_range, fallocate, lseek, pread, pread_cached, pwrite, reflink, truncate,
+    Fallocate, Seek, copy_range, drop_ahead, fallocate, fallocate_grows, lseek, pread,
+    pread_cached, pwrite, reflink, takes_ahead, truncate,
 };
 pub use fs::{
     FsStat, Name, NewTimes, Stat, chmod, chown, fstat, fstatfs, fsync, has, link, link_fd, list,

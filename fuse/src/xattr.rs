@@ -19,6 +19,7 @@ use crate::inode::{Ino, Inode};
 use crate::lend;
 use crate::options::XattrPermissions;
 use crate::owner::{shown_xattr, stored_xattr};
+use crate::quota::{Reserved, Used, booked};
 use crate::sys;
 
 const SPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
@@ -133,8 +134,11 @@ impl Overlay {
             self.set_acl(&inode, key, value, flags)?;
         } else {
             self.copy_up(&inode)?;
-            self.at(&inode, |dir, name| sys::set_xattr(dir, name, &stored, value, flags))
-                .on("setxattr", key)?;
+            let room = self.reserve(Used::bytes(value.len() as u64)).on("setxattr", key)?;
+            self.book_xattr(&inode, room, |dir, name| {
+                sys::set_xattr(dir, name, &stored, value, flags)
+            })
+            .on("setxattr", key)?;
         }
         self.xattr_changed(&inode, key);
         Ok(())
@@ -147,10 +151,25 @@ impl Overlay {
         // Nothing to remove is no reason to copy.
         self.getxattr(ino, key)?;
         self.copy_up(&inode)?;
-        self.at(&inode, |dir, name| sys::remove_xattr(dir, name, &stored))
+        self.book_xattr(&inode, self.begin(), |dir, name| sys::remove_xattr(dir, name, &stored))
             .on("removexattr", key)?;
         self.xattr_changed(&inode, key);
         Ok(())
+    }
+
+    /// Changes an xattr of an upper object, and books the blocks that come or go with it.
+    fn book_xattr(
+        &self,
+        inode: &Arc<Inode>,
+        room: Option<Reserved<'_>>,
+        change: impl Fn(BorrowedFd<'_>, &OsStr) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let _alone = room.is_some().then(|| inode.copy_up.lock());
+        booked(
+            room,
+            || self.at(inode, |dir, name| sys::stat(dir, name)),
+            || self.at(inode, &change),
+        )
     }
 
     fn stored_key(&self, key: &OsStr, refusal: i32) -> Result<OsString> {

@@ -46,6 +46,14 @@ impl Overlay {
         }
     }
 
+    /// [`Overlay::hold`] for a name that is to go, also where there is no room left.
+    pub(crate) fn hold_to_remove<'a>(&self, dir: &'a Arc<Inode>, name: &OsStr) -> Result<Held<'a>> {
+        if self.meter.is_some() {
+            self.copy_up_anyway(dir)?;
+        }
+        self.hold(dir, Some(name))
+    }
+
     pub(crate) fn held<'a>(
         &self,
         dir: &'a Arc<Inode>,

@@ -28,6 +28,7 @@ impl Overlay {
         if !may_be_linked(&inode) {
             return Err(Error::code("link", name, sys::ENOENT));
         }
+        let names = self.names(self.begin(), &[(&held.fd, name)]).map(|names| names.gives(&*from));
         self.settle_group(&inode)?;
         if inode.state.lock().has_origin {
             self.mark_impure(&parent, held.fd.as_fd()).on("link", name)?;
@@ -45,6 +46,7 @@ impl Overlay {
         }
         self.adopt_link(&inode, &parent, name);
         self.count_group(&inode, 1)?;
+        drop(names);
         drop(held);
         self.table.count_lookup(&inode);
         self.entry(&inode)

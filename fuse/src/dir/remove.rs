@@ -35,7 +35,7 @@ impl Overlay {
         let upper = self.writable("unlink")?;
         let mut raised = false;
         loop {
-            let held = self.hold(&parent, Some(name))?;
+            let held = self.hold_to_remove(&parent, name)?;
             let found = self.present_name(&held, name, "unlink")?;
             if found.stat.is_dir() {
                 return Err(Error::code("unlink", name, sys::EISDIR));
@@ -103,6 +103,8 @@ impl Overlay {
             None => true,
             Some(_) => self.lower_has(&held.view, name).on("unlink", name)?,
         };
+        let names = self.names(self.begin(), &[(&held.fd, name)]);
+        let _names = names.map(|names| names.of(inode.as_ref()));
         if let Err(e) = self.hide(upper, held, name, (in_upper, covers)).on("unlink", name) {
             if let Some(inode) = &inode {
                 unpin(inode, (parent, name), pinned);
@@ -222,7 +224,7 @@ impl Overlay {
         let parent = self.dir_inode(parent, "rmdir")?;
         check_name(name)?;
         let upper = self.writable("rmdir")?;
-        let held = self.hold(&parent, Some(name))?;
+        let held = self.hold_to_remove(&parent, name)?;
         let found = self.present_name(&held, name, "rmdir")?;
         if !found.stat.is_dir() {
             return Err(Error::code("rmdir", name, sys::ENOTDIR));
@@ -249,6 +251,8 @@ impl Overlay {
         if !self.is_empty(&inside).on("rmdir", name)? {
             return Err(Error::code("rmdir", name, sys::ENOTEMPTY));
         }
+        let names = self.names(self.begin(), &[(&held.fd, name)]);
+        let _names = names.map(|names| names.of(Some(inode)).emptied(inside.upper.as_deref()));
         match &inside.upper {
             None => held.write_whiteout(upper, name).on("rmdir", name)?,
             Some(_) => {

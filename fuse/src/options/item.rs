@@ -125,6 +125,25 @@ impl<'a> Item<'a> {
         text.parse().map_err(|_| self.bad(expected))
     }
 
+    /// A number with a binary suffix; 0 is no limit (tmpfs(5)).
+    pub(super) fn limit(&self) -> Result<Option<u64>> {
+        let expected = "a number, with k, m, g or t";
+        let text = std::str::from_utf8(self.bytes(expected)?).map_err(|_| self.bad(expected))?;
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+            "" => 0,
+            "k" => 10,
+            "m" => 20,
+            "g" => 30,
+            "t" => 40,
+            _ => return Err(self.bad(expected)),
+        };
+        let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+        let number = digits.parse::<u64>().ok().filter(|_| plain);
+        let number = number.and_then(|number| number.checked_mul(1 << shift));
+        number.map(|number| (number > 0).then_some(number)).ok_or_else(|| self.bad(expected))
+    }
+
     /// An id that can own a file; 4294967295 is the kernel's "no id".
     pub(super) fn id(&self) -> Result<u32> {
         let expected = "an id from 0 to 4294967294";

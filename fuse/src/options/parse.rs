@@ -167,6 +167,8 @@ impl Parser {
                 ];
                 options.io = item.word(&words)?;
             }
+            "size" => options.size = item.limit()?,
+            "nr_inodes" => options.nr_inodes = item.limit()?,
             "transport" => {
                 use Transport::{Auto, Classic, Ring};
                 let words = [("auto", Auto), ("ring", Ring), ("classic", Classic)];

@@ -153,6 +153,8 @@ impl List {
             Transport::Ring => self.word("transport=ring"),
             Transport::Classic => self.word("transport=classic"),
         }
+        self.shown("size", options.size);
+        self.shown("nr_inodes", options.nr_inodes);
     }
 
     fn mount(&mut self, mount: &MountFlags) {

@@ -223,6 +223,33 @@ fn a_whole_mount_needs_a_lower_and_work_exactly_with_upper() {
 }
 
 #[test]
+fn limits_have_binary_suffixes_and_need_somewhere_to_write() {
+    for (text, limit) in [
+        ("4096", Some(4096)),
+        ("64k", Some(64 << 10)),
+        ("10M", Some(10 << 20)),
+        ("2g", Some(2 << 30)),
+        ("1T", Some(1 << 40)),
+        ("0", None),
+        ("0k", None),
+    ] {
+        assert_eq!(parse(&format!("size={text}")).size, limit, "{text}");
+        assert_eq!(parse(&format!("nr_inodes={text}")).nr_inodes, limit, "{text}");
+    }
+    for text in ["", "k", "-1", "+1", "1x", "1.5g", "50%", "99999999999999999999", "99999999999t"] {
+        let error = Options::parse(format!("size={text}")).unwrap_err();
+        assert!(error.to_string().contains("with k, m, g or t"), "{error}");
+    }
+    let both = "lowerdir=/l,upperdir=/u,workdir=/w,size=1m,nr_inodes=1k";
+    assert_eq!(parse(both).validate(), Ok(()));
+    assert!(parse(both).to_string().ends_with(",size=1048576,nr_inodes=1024"));
+    let line = |list: &str| parse(list).validate().unwrap_err().to_string();
+    assert!(line("lowerdir=/l,nr_inodes=5").starts_with("option 'nr_inodes': limits what"));
+    let passed = line(&format!("{both},io=passthrough"));
+    assert!(passed.starts_with("option 'io': passthrough goes past the limit of size"), "{passed}");
+}
+
+#[test]
 fn paths_keep_bytes_that_are_not_text() {
     let options = Options::parse(OsStr::from_bytes(b"lowerdir=/\xff\\:\xfe:/b")).unwrap();
     assert_eq!(options.lowers, [Path::new(OsStr::from_bytes(b"/\xff:\xfe")), Path::new("/b")]);
@@ -332,6 +359,8 @@ fn random_options(random: &mut Random) -> Options {
         nfs_export: random.flip(),
         io: random.pick(&[Io::Auto, Io::Handles, Io::Handleless, Io::Passthrough]),
         transport: random.pick(&[Transport::Auto, Transport::Ring, Transport::Classic]),
+        size: random.maybe(|random| u64::from(random.number()) + 1),
+        nr_inodes: random.maybe(|random| u64::from(random.number()) + 1),
         ..Options::default()
     };
     if random.flip() {

@@ -133,6 +133,7 @@ impl Overlay {
                 && (entry.kind != sys::S_IFREG || held.view.xattr_whiteouts())
                 && stat().is_some_and(|stat| held.is_whiteout(&entry.name, &stat).unwrap_or(false));
             if dot || whiteout {
+                let _names = self.names(self.begin(), &[(&held.fd, &entry.name)]);
                 lend::lend(&[(here, top)], || sys::unlink(here, &entry.name))
                     .on("remove whiteout", &entry.name)?;
             }

@@ -63,10 +63,40 @@ pub fn truncate(fd: impl AsFd, size: u64) -> io::Result<()> {
     Ok(rustix::fs::ftruncate(fd, size)?)
 }
 
+/// Whether a mode of [`fallocate`] may take blocks.
+pub fn fallocate_grows(mode: Fallocate) -> bool {
+    let shrinks =
+        FallocateFlags::PUNCH_HOLE | FallocateFlags::COLLAPSE_RANGE | FallocateFlags::INSERT_RANGE;
+    !FallocateFlags::from_bits_retain(mode as u32).intersects(shrinks)
+}
+
 /// Reserves, punches or moves ranges.
 pub fn fallocate(fd: impl AsFd, mode: Fallocate, offset: u64, length: u64) -> io::Result<()> {
     fault::point()?;
     Ok(rustix::fs::fallocate(fd, FallocateFlags::from_bits_retain(mode as u32), offset, length)?)
+}
+
+/// `XFS_SUPER_MAGIC`, linux/magic.h.
+const XFS: i64 = 0x5846_5342;
+/// `FS_IOC_FSGETXATTR`, linux/fs.h.
+const GET_FLAGS: u32 = 0x801c_581f;
+/// `FS_XFLAG_PREALLOC`: fallocate(2) took blocks of the file.
+const PREALLOC: u8 = 2;
+
+/// Whether blocks beyond the end of a file are there because its filesystem takes them in advance.
+pub fn takes_ahead(fd: impl AsFd) -> io::Result<bool> {
+    if super::fstatfs(&fd)?.magic != XFS {
+        return Ok(false);
+    }
+    let flags = super::inode_ioctl(&fd, GET_FLAGS, &[], 28)?;
+    Ok(flags.first().is_some_and(|flags| flags & PREALLOC == 0))
+}
+
+/// Gives back the blocks of a file from `offset` on.
+pub fn drop_ahead(fd: impl AsFd, offset: u64) -> io::Result<()> {
+    let length = i64::MAX as u64 - offset.min(i64::MAX as u64 - 1);
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(fd, mode, offset, length)?)
 }
 
 /// The next data or hole; ENXIO past the end.
