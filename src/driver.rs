@@ -13,6 +13,7 @@ mod fuse_overlay;
 mod hardlink;
 mod layered;
 mod layout;
+mod limits;
 mod options;
 mod overlay2;
 pub mod registry;
@@ -206,7 +207,8 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The limits of a layer.
     fn quota(&self, id: &LayerId) -> Result<Quota>;
 
-    /// Changes the limits of a layer, also while it is mounted.
+    /// Changes the limits of a layer. Where its mounts keep them (`fuse-overlay`), one that is there keeps the old ones,
+    /// and the next has the new.
     fn set_quota(&self, id: &LayerId, quota: Quota) -> Result<()>;
 
     /// What the layer takes on disk.

@@ -146,12 +146,9 @@ every_driver! {
             let made = store.driver.create(&id("a"), None, &spec(read_only, key, value));
             assert!(matches!(made, Err(Error::Invalid { .. })), "{key}={value}: {made:?}");
         }
-        let made = store.driver.create(&id("a"), None, &spec(false, "size", "1G"));
-        assert!(matches!(made, Err(Error::Unsupported { .. })), "{made:?}");
         assert_eq!(store.driver.list().unwrap(), []);
         store.read_write("a", None);
         assert_eq!(store.driver.quota(&id("a")).unwrap(), Quota::default());
-        assert!(store.driver.set_quota(&id("a"), Quota { bytes: Some(1 << 20), inodes: None }).is_err());
     };
 
     usage_counts_a_file_with_two_names_once, |store| {

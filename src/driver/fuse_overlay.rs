@@ -40,11 +40,11 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         ("Supports d_type", typed.to_string()),
         ("Native Overlay Diff", true.to_string()),
         ("Owners kept in attributes", records.to_string()),
-        ("Quota", "none".to_owned()),
+        ("Quota", "bytes and inodes, kept by the mount".to_owned()),
     ];
     let layout = Layout::open(config.root.join(HOME), MOST, records)?;
-    let kind = Kind::Fuse;
-    Ok(Box::new(Layered { name: NAME, kind, layout, most: MOST + 1, records, mount, facts }))
+    let (kind, most, limits) = (Kind::Fuse, MOST + 1, Some(settings.limits));
+    Ok(Box::new(Layered { name: NAME, kind, layout, most, records, limits, mount, facts }))
 }
 
 /// Makes a filesystem and lets it go; an ordinary user needs the helper that may.

@@ -27,6 +27,8 @@ pub(super) struct Layered {
     pub(super) most: usize,
     /// Owners are kept in attributes, which a mount shows.
     pub(super) records: bool,
+    /// Limits of layers that come without, where its mounts keep any.
+    pub(super) limits: Option<Quota>,
     /// Options of every mount.
     pub(super) mount: Vec<String>,
     /// Facts about this host, found when the driver was opened.
@@ -52,6 +54,11 @@ impl Layered {
             return Err(Error::unsupported(what, why));
         }
         let mut options = self.mount.clone();
+        if !read_only {
+            let Quota { bytes, inodes } = self.kept(id)?;
+            options.extend(bytes.map(|bytes| format!("size={bytes}")));
+            options.extend(inodes.map(|inodes| format!("nr_inodes={inodes}")));
+        }
         if wanted.volatile && !read_only {
             options.push("volatile".to_owned());
         }
@@ -66,7 +73,18 @@ impl Layered {
     /// A layer that has no parent is its own directory, unless only a mount shows what it holds.
     fn is_plain(&self, id: &LayerId) -> Result<bool> {
         let alone = self.layout.parts(id)?.below.is_empty();
-        Ok(alone && !(self.records && self.layout.dir(id)?.join("empty").is_dir()))
+        let shown = self.records && self.layout.dir(id)?.join("empty").is_dir();
+        Ok(alone && !shown && self.kept(id)? == Quota::default())
+    }
+
+    /// The limits of a layer that mounts of this driver keep.
+    fn kept(&self, id: &LayerId) -> Result<Quota> {
+        let limits = self.layout.limits(id)?;
+        if self.limits.is_none() && limits != Quota::default() {
+            log::warn!("layer '{id}': its limits are not kept by {}", self.name);
+            return Ok(Quota::default());
+        }
+        Ok(limits)
     }
 }
 
@@ -80,8 +98,15 @@ impl Driver for Layered {
     }
 
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
-        options::check(self.name, spec)?;
-        self.layout.create(id, parent, spec)
+        let own = options::limits(spec)?;
+        let limits = match self.limits {
+            None if own != Quota::default() => return Err(options::no_quota(self.name)),
+            Some(usual) if !spec.read_only => {
+                Quota { bytes: own.bytes.or(usual.bytes), inodes: own.inodes.or(usual.inodes) }
+            }
+            _ => own,
+        };
+        self.layout.create(id, parent, spec, limits)
     }
 
     fn remove(&self, id: &LayerId) -> Result<()> {
@@ -170,13 +195,18 @@ impl Driver for Layered {
     }
 
     fn quota(&self, id: &LayerId) -> Result<Quota> {
-        self.layout.dir(id)?;
-        Ok(Quota::default())
+        let limits = self.layout.limits(id)?;
+        Ok(self.limits.map_or_else(Quota::default, |_| limits))
     }
 
+    /// A mount that is there keeps the limits that it was made with.
     fn set_quota(&self, id: &LayerId, quota: Quota) -> Result<()> {
         self.layout.dir(id)?;
-        if quota == Quota::default() { Ok(()) } else { Err(options::no_quota(self.name)) }
+        if self.limits.is_none() && quota != Quota::default() {
+            return Err(options::no_quota(self.name));
+        }
+        options::check_limits(quota, self.layout.is_committed(id)?)?;
+        self.layout.set_limits(id, quota)
     }
 
     fn usage(&self, id: &LayerId) -> Result<Usage> {

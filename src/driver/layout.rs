@@ -9,6 +9,7 @@
 //! | `ID/merged` | where it is mounted, while it is |
 //! | `ID/committed` | it is mounted read-only: layers are built on it, or it was made so |
 //! | `ID/label` | its SELinux label, if it has one |
+//! | `ID/limits.json` | its limits, if it has any |
 //! | `ID/empty` | an empty lower, for mounts of a layer without a parent |
 //! | `l/SHORT` | symlink to `../ID/diff` |
 //!
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use plyfs_fuse::owner::OVERRIDE_NAMES;
 
 use super::shelf::Shelf;
-use super::{Create, LayerId, Parts};
+use super::{Create, LayerId, Parts, Quota, limits};
 use crate::error::{Context, Error, Result};
 use crate::sys::{change, copy, publish, tree};
 
@@ -108,12 +109,13 @@ impl Layout {
         id: &LayerId,
         parent: Option<&LayerId>,
         spec: &Create,
+        limits: Quota,
     ) -> Result<()> {
         let short = publish::random_name(SHORT).on("getrandom", "")?;
         let links = self.home().join(LINKS);
         let link = links.join(&short);
         let made = self.shelf.publish(id, |new| {
-            self.build(new, &short, parent, spec)?;
+            self.build(new, &short, parent, (spec, limits))?;
             let to = Path::new("..").join(id.as_str()).join("diff");
             change::symlink(&to, &link).on("create", &link)?;
             publish::sync_dir(&links).on("sync", &links)
@@ -131,7 +133,7 @@ impl Layout {
         new: &Path,
         short: &str,
         parent: Option<&LayerId>,
-        spec: &Create,
+        (spec, limits): (&Create, Quota),
     ) -> Result<()> {
         make_dir(new, 0o700)?;
         let diff = new.join("diff");
@@ -144,11 +146,15 @@ impl Layout {
             publish::sync_dir(&diff).on("sync", &diff)?;
             self.commit(parent)?;
         }
-        if parent.is_some() || self.records {
+        let mounted = parent.is_some() || self.records || limits != Quota::default();
+        if mounted {
             make_dir(&new.join("work"), 0o700)?;
         }
-        if parent.is_none() && self.records {
+        if mounted && parent.is_none() {
             make_dir(&new.join("empty"), 0o755)?;
+        }
+        if limits != Quota::default() {
+            limits::write(new, limits)?;
         }
         if let Some(label) = &spec.label {
             write(&new.join("label"), label.as_bytes())?;
@@ -297,6 +303,24 @@ impl Layout {
     /// Whether the layer may only be seen, not changed, through a mount.
     pub(super) fn is_committed(&self, id: &LayerId) -> Result<bool> {
         Ok(self.dir(id)?.join("committed").symlink_metadata().is_ok())
+    }
+
+    /// The layer's limits.
+    pub(super) fn limits(&self, id: &LayerId) -> Result<Quota> {
+        limits::read(&self.dir(id)?)
+    }
+
+    /// Changes the layer's limits. A layer that has any is seen through a mount, which needs its directories.
+    pub(super) fn set_limits(&self, id: &LayerId, limits: Quota) -> Result<()> {
+        let dir = self.dir(id)?;
+        let alone = self.lower(id)?.is_empty().then_some(("empty", 0o755));
+        for (name, mode) in [Some(("work", 0o700)), alone].into_iter().flatten() {
+            let path = dir.join(name);
+            if limits != Quota::default() && path.symlink_metadata().is_err() {
+                make_dir(&path, mode)?;
+            }
+        }
+        limits::write(&dir, limits)
     }
 
     /// The layer's own label.

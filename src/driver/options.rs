@@ -24,6 +24,8 @@ pub struct Config {
 pub(super) struct Settings {
     /// Options for every mount.
     pub(super) mount: Vec<String>,
+    /// Limits of layers that have none of their own.
+    pub(super) limits: Quota,
     /// Other options, by key, that the driver said it knows.
     pub(super) other: BTreeMap<String, String>,
 }
@@ -40,8 +42,10 @@ impl Config {
             match own {
                 "size" | "basesize" | "inodes" if common.contains(&"size") => {
                     let key = format!("option '{key}'");
-                    number(&key, value, if own == "inodes" { 1 } else { SMALLEST })?;
-                    return Err(no_quota(name));
+                    match own {
+                        "inodes" => settings.limits.inodes = Some(number(&key, value, 1)?),
+                        _ => settings.limits.bytes = Some(number(&key, value, SMALLEST)?),
+                    }
                 }
                 "mountopt" if common.contains(&"mountopt") => {
                     settings.mount.extend(value.split(',').map(str::to_owned));
@@ -56,8 +60,20 @@ impl Config {
     }
 }
 
-/// Checks the options of a new layer of the driver `name`.
+impl Settings {
+    /// The same for a driver `name` that limits nothing.
+    pub(super) fn unlimited(self, name: &str) -> Result<Settings> {
+        if self.limits == Quota::default() { Ok(self) } else { Err(no_quota(name)) }
+    }
+}
+
+/// Checks the options of a new layer of the driver `name`, which limits nothing.
 pub(super) fn check(name: &str, spec: &Create) -> Result<()> {
+    if limits(spec)? == Quota::default() { Ok(()) } else { Err(no_quota(name)) }
+}
+
+/// The limits in the options of a new layer.
+pub(super) fn limits(spec: &Create) -> Result<Quota> {
     let mut limits = Quota::default();
     for (key, value) in &spec.options {
         let what = format!("option '{key}'");
@@ -67,14 +83,29 @@ pub(super) fn check(name: &str, spec: &Create) -> Result<()> {
             _ => return Err(Error::invalid(what, "not known; there are size and inodes")),
         }
     }
-    if limits == Quota::default() {
-        return Ok(());
+    if spec.read_only && limits != Quota::default() {
+        return Err(read_only());
     }
-    if spec.read_only {
-        let why = "a read-only layer has no limits, it is never written";
-        return Err(Error::invalid("options 'size' and 'inodes'", why));
+    Ok(limits)
+}
+
+/// Whether the limits of a layer can be changed to these; a layer that is `fixed` is written by nobody.
+pub(super) fn check_limits(limits: Quota, fixed: bool) -> Result<()> {
+    if fixed && limits != Quota::default() {
+        return Err(read_only());
     }
-    Err(no_quota(name))
+    if limits.bytes.is_some_and(|bytes| bytes < SMALLEST) {
+        return Err(Error::invalid("limit of bytes", format!("less than {SMALLEST}")));
+    }
+    if limits.inodes == Some(0) {
+        return Err(Error::invalid("limit of inodes", "less than 1"));
+    }
+    Ok(())
+}
+
+fn read_only() -> Error {
+    let why = "a read-only layer has no limits, it is never written";
+    Error::invalid("options 'size' and 'inodes'", why)
 }
 
 /// The error of a limit that cannot be kept.

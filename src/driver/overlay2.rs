@@ -22,7 +22,7 @@ const IGNORED: [&str; 2] = ["override_kernel_check", "skip_mount_home"];
 
 /// Opens the driver, after it has been seen to work on the store's filesystem.
 pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
-    let settings = config.settings(NAME, &["size", "mountopt"], &IGNORED)?;
+    let settings = config.settings(NAME, &["size", "mountopt"], &IGNORED)?.unlimited(NAME)?;
     change::make_dirs(&config.root, 0o777).on("create", &config.root)?;
     refuse_backing(NAME, &config.root, &REFUSED)?;
     // `trusted.*` is for root of the initial user namespace alone.
@@ -49,7 +49,8 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     // One deeper than a mount is: the topmost layer can be the upper directory.
     let layout = Layout::open(config.root.join(HOME), MOST, false)?;
     let kind = Kind::Overlay;
-    Ok(Box::new(Layered { name: NAME, kind, layout, most: MOST, records: false, mount, facts }))
+    let (most, records, limits) = (MOST, false, None);
+    Ok(Box::new(Layered { name: NAME, kind, layout, most, records, limits, mount, facts }))
 }
 
 /// Mounts layers of its own and does to them what a container does; whether listings have types.

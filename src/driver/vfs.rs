@@ -31,7 +31,7 @@ struct Vfs {
 
 /// Opens the driver.
 pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
-    let settings = config.settings(NAME, &["size"], &["xattrs"])?;
+    let settings = config.settings(NAME, &["size"], &["xattrs"])?.unlimited(NAME)?;
     let lose_xattrs = match settings.other.get("xattrs") {
         None => false,
         Some(value) if LOSE_XATTRS.contains(&value.as_str()) => true,
