@@ -12,6 +12,7 @@ mode=${PLYFS_MODE:-$([ "$(id -u)" = 0 ] && echo root || echo user)} # root, root
 test_user='plyfs-test'
 limit=7200 # seconds that a session or a part of it may take
 stage=()   # programs that the session finds in $scratch/bin
+own_base=1 # the session gets $base
 user_mark='made by the scripts of plyfs'
 
 die() {
@@ -63,6 +64,12 @@ plyfs_binary() {
     plyfs=${PLYFS:-$target/release/plyfs}
     [ -n "${PLYFS:-}" ] || (cd "$repo" && timeout 1500 cargo build --quiet --release --bin plyfs) || return 1
     [ -x "$plyfs" ]
+}
+
+# programs: the debug test programs, built where they are not yet.
+programs() {
+    cargo test --workspace --all-features --no-run --message-format=json 2>/dev/null </dev/null |
+        sed -n '/"overflow_checks":[a-z]*,"test":true/s/.*"executable":"\([^"]*\)".*/\1/p'
 }
 
 # ordinary_user: makes $test_user with subordinate ids; true when root can run things as it.
@@ -143,7 +150,7 @@ session() {
     scratch=${PLYFS_SCRATCH:-}
     if [ -n "$scratch" ]; then
         base=${PLYFS_BASE:-}
-        [ -n "$base" ] || base_directory
+        [ -n "$base" ] || [ -z "$own_base" ] || base_directory
         return
     fi
     scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/plyfs.XXXXXX")
