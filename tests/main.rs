@@ -15,6 +15,7 @@
 
 mod common;
 mod doctor;
+mod driver_choice;
 mod driver_compare;
 mod driver_contract;
 mod driver_counts;

@@ -1,5 +1,6 @@
 //! Our own overlay, over FUSE, on the overlay format.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::Driver;
@@ -8,7 +9,7 @@ use super::layout::Layout;
 use super::options::{Config, refuse_backing};
 use crate::doctor::{filesystem, namespace};
 use crate::error::{Context, Error, Result};
-use crate::mount::plan::Kind;
+use crate::mount::plan::{self, Kind};
 use crate::sys::{self, change, context, probe};
 
 pub(super) const NAME: &str = "fuse-overlay";
@@ -54,22 +55,37 @@ fn attempt() -> Result<()> {
         Ok(()) => return Ok(()),
         Err(error) => error,
     };
+    if let Some(why) = no_device() {
+        return refused(why);
+    }
+    if !sys::is_root() {
+        return match namespace::program("fusermount3") {
+            Some(_) => Ok(()),
+            None => refused("an ordinary user needs fusermount3 to mount".to_owned()),
+        };
+    }
+    // A filter may forbid the newer calls alone. The old one lacks what it needs and makes no mount.
+    let error = match sys::is(&error, sys::ENOSYS) || sys::is(&error, sys::EPERM) {
+        true => probe::mount("fuse", "plyfs", Path::new("/"), "").err(),
+        false => Some(error),
+    };
+    match error {
+        Some(error) if sys::is(&error, sys::EPERM) => refused(plan::MAY_NOT_MOUNT.to_owned()),
+        Some(error) if !sys::is(&error, sys::EINVAL) => refused(format!("mount: {error}")),
+        _ => Ok(()),
+    }
+}
+
+/// What is wrong with the device, and what to do about it.
+fn no_device() -> Option<String> {
     let device = Path::new("/dev/fuse");
-    if let Err(error) = std::fs::File::options().read(true).write(true).open(device) {
-        return refused(format!(
-            "open {}: {error}; load the module fuse, or make the device",
-            device.display()
-        ));
-    }
-    let helped = namespace::program("fusermount3").is_some();
-    if sys::is_root() && !(sys::is(&error, sys::ENOSYS) || sys::is(&error, sys::EPERM)) {
-        return refused(format!("mount: {error}"));
-    }
-    if !sys::is_root() && !helped {
-        return refused("an ordinary user needs fusermount3 to mount".to_owned());
-    }
-    if sys::is_root() && sys::is(&error, sys::EPERM) && !helped {
-        return refused("this user namespace may not mount".to_owned());
-    }
-    Ok(())
+    let advice = match std::fs::File::options().read(true).write(true).open(device) {
+        Ok(_) if probe::is_device(device, 10, 229).is_ok_and(|is| is) => return None,
+        Ok(_) => return Some(format!("{} is not the FUSE device", device.display())),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            format!("{error}; users may open it where its mode is 0666")
+        }
+        Err(error) => format!("{error}; load the module fuse, or make the device"),
+    };
+    Some(format!("open {}: {advice}", device.display()))
 }

@@ -19,6 +19,9 @@ pub use overlay::{Attempt, trial};
 /// The longest single word of a command line (`MAX_ARG_STRLEN`, linux/binfmts.h), its zero byte counted.
 const WORD_LIMIT: usize = 128 * 1024;
 
+/// Why root is refused.
+pub(crate) const MAY_NOT_MOUNT: &str = "root may not mount here: it lacks CAP_SYS_ADMIN, or the mounts belong to another user namespace";
+
 /// What is mounted, how and where. Whoever performs it makes the target and, when it is taken away, removes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {

@@ -104,6 +104,25 @@ pub fn mount_by_text(kind: &str, target: &Path, data: &OsStr, read_only: bool) -
     Ok(rustix::mount::mount("plyfs", target, kind, flags, data.as_c_str())?)
 }
 
+/// The same with data in which relative names are the numbers of descriptors of this process.
+pub fn mount_by_numbers(
+    kind: &str,
+    target: &Path,
+    data: &OsStr,
+    read_only: bool,
+) -> io::Result<()> {
+    // The working directory is the whole process's but for a thread that has left it.
+    let mount = || {
+        super::unshare(libc::CLONE_FS)?;
+        std::env::set_current_dir("/proc/self/fd")?;
+        mount_by_text(kind, target, data, read_only)
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, mount)?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that mounts ended")))
+    })
+}
+
 /// Makes a FUSE filesystem that nobody serves, and takes it away: whether there can be one.
 pub fn try_fuse() -> io::Result<()> {
     let device = std::fs::File::options().read(true).write(true).open("/dev/fuse")?;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::table::MountPoint;
 use super::Mount;
-use crate::error::{Error, Result};
+use crate::error::{Context as _, Error, Result};
 use crate::sys::context::{self, Context, Detached};
 use crate::sys::{self, probe, publish, trash};
 
@@ -81,6 +81,7 @@ fn refused(mount: &Mount, error: io::Error) -> Error {
     let feature = "the kernel's overlay";
     match error.raw_os_error() {
         Some(probe::ENODEV) => Error::unsupported(feature, "not in this kernel"),
+        Some(sys::EPERM) if sys::is_root() => Error::unsupported(feature, super::MAY_NOT_MOUNT),
         Some(sys::EPERM) => Error::unsupported(feature, "needs root, or root of a user namespace"),
         _ => Error::io("mount", &mount.target, error),
     }
@@ -94,6 +95,13 @@ fn detached(mount: &Mount) -> std::result::Result<Detached, Failure> {
         }
         other => other.map_err(Failure::Said)?,
     };
+    // Where the old call is behind the new ones (before Linux 6.5), every word is taken until the mount is made: this one
+    // lacks what it needs.
+    if context.flag("lowerdir+").is_ok() {
+        let why = "layers are named in one text";
+        return Err(Failure::Unknown(io::Error::other(why)));
+    }
+    drop(context.messages());
     let mut held = Vec::new();
     set_options(&context, mount).map_err(|error| worded(&context, error))?;
     for (number, lower) in mount.lowers.iter().enumerate() {
@@ -153,9 +161,29 @@ fn is_any(error: &io::Error, codes: &[i32]) -> bool {
     codes.iter().any(|code| sys::is(error, *code))
 }
 
-/// By the old call; `why` the newer ones did not serve.
+/// By the old call; `why` the newer ones did not serve. Where the layers' names are too long, their descriptors' are short.
 fn by_text(mount: &Mount, why: &io::Error) -> Result<()> {
     let list = list(mount);
+    let done = if list.len() < publish::page_size() {
+        context::mount_by_text("overlay", &mount.target, &list, mount.upper.is_none())
+    } else {
+        by_numbers(mount, why)?
+    };
+    done.map_err(|error| refused(mount, error))
+}
+
+/// The same with every lower layer named by the number of a descriptor.
+fn by_numbers(mount: &Mount, why: &io::Error) -> Result<io::Result<()>> {
+    let open = |path: &PathBuf| context::open_layer(path).on("open", path);
+    let layers: Vec<OwnedFd> = mount.lowers.iter().map(open).collect::<Result<_>>()?;
+    let lowers = layers.iter().map(|layer| PathBuf::from(layer.as_raw_fd().to_string())).collect();
+    let absolute = |path: &PathBuf| std::path::absolute(path).on("resolve", path);
+    let upper = match &mount.upper {
+        Some((upper, work)) => Some((absolute(upper)?, absolute(work)?)),
+        None => None,
+    };
+    let target = absolute(&mount.target)?;
+    let list = list(&Mount { lowers, upper, ..mount.clone() });
     if list.len() >= publish::page_size() {
         let what = format!("mount of {} layers", mount.lowers.len());
         let why = format!(
@@ -164,8 +192,7 @@ fn by_text(mount: &Mount, why: &io::Error) -> Result<()> {
         );
         return Err(Error::unsupported(what, why));
     }
-    let done = context::mount_by_text("overlay", &mount.target, &list, mount.upper.is_none());
-    done.map_err(|error| refused(mount, error))
+    Ok(context::mount_by_numbers("overlay", &target, &list, mount.upper.is_none()))
 }
 
 /// A volatile mount leaves a mark with which the kernel refuses any other on the same directories: what was written may not be
@@ -242,8 +269,11 @@ mod tests {
     #[test]
     fn a_list_longer_than_a_page_is_refused() {
         let why = io::Error::from_raw_os_error(sys::ENOSYS);
-        let error = by_text(&mount(1000), &why).unwrap_err();
+        let mut wide = mount(1);
+        wide.lowers = vec![PathBuf::from("/")];
+        wide.options = vec!["x".repeat(publish::page_size())];
+        let error = by_text(&wide, &why).unwrap_err();
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-        assert!(error.to_string().contains("1000 layers"), "{error}");
+        assert!(error.to_string().contains("mount of 1 layers"), "{error}");
     }
 }
