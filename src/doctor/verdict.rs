@@ -80,6 +80,11 @@ fn judge(standing: Standing, answers: &Answers, (name, key): (&'static str, &str
     }
     if !answers.is(key) {
         let mut why = answers.why(key).to_owned();
+        let unknown = answers.get("overlay.kernel").is_some_and(|fact| fact.ok == Some(false));
+        if unknown && matches!(name, "overlay2" | "overlay") {
+            // Who may not mount is told that before he is told that there is nothing to mount.
+            "the kernel's overlay: not in this kernel".clone_into(&mut why);
+        }
         if name == "overlay2" && standing == Standing::User && answers.is("overlay.user") {
             why.push_str("; it works inside one, as unshare -Urm and podman unshare make it");
         }
@@ -108,6 +113,16 @@ mod tests {
             answers.say(key, yes.contains(&key), format!("why {key}"));
         }
         answers
+    }
+
+    #[test]
+    fn nobody_is_sent_to_a_namespace_for_what_the_kernel_has_not() {
+        let mut answers = answers(&["fs.writable", "driver.vfs"]);
+        answers.say("overlay.kernel", false, "unknown to the kernel");
+        let (drivers, choice) = decide(Standing::User, &answers, &[]);
+        assert!(drivers[0].reason.ends_with("not in this kernel"), "{}", drivers[0].reason);
+        assert!(drivers[3].reason.ends_with("not in this kernel"), "{}", drivers[3].reason);
+        assert!(choice.reason.contains("not in this kernel"), "{}", choice.reason);
     }
 
     #[test]

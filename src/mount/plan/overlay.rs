@@ -169,7 +169,15 @@ fn by_text(mount: &Mount, why: &io::Error) -> Result<()> {
     } else {
         by_numbers(mount, why)?
     };
-    done.map_err(|error| refused(mount, error))
+    done.map_err(|error| match sys::is(&error, sys::EINVAL) && !mount.options.is_empty() {
+        // The old call has no words for which one.
+        true => {
+            let options = mount.options.join(",");
+            let why = format!("{error} (options {options}; the kernel's log may say more)");
+            Error::io("mount", &mount.target, io::Error::new(error.kind(), why))
+        }
+        false => refused(mount, error),
+    })
 }
 
 /// The same with every lower layer named by the number of a descriptor.
