@@ -367,6 +367,10 @@ impl Overlay {
         let inode = self.inode(ino, "ioctl")?;
         match sys::ioctl_changes(request) {
             None => return Err(Error::code("ioctl", inode.path(), sys::ENOTTY)),
+            // What comes of a write could not be told before.
+            Some(true) if self.meter.is_some() && sys::ioctl_takes_extents(request, input) => {
+                return Err(Error::code("ioctl", inode.path(), sys::EOPNOTSUPP));
+            }
             Some(true) => {
                 self.copy_up_data(&inode, None)?;
                 // How a directory finds names may change.

@@ -175,6 +175,14 @@ pub fn ioctl_changes(request: u32) -> Option<bool> {
     INODE_IOCTLS.iter().find(|(code, _)| *code == request).map(|(_, changes)| *changes)
 }
 
+/// Whether a request has the filesystem give a file more blocks at once than are written (`FS_XFLAG_EXTSIZE`,
+/// `FS_XFLAG_EXTSZINHERIT` and `FS_XFLAG_COWEXTSIZE` of FS_IOC_FSSETXATTR, linux/fs.h).
+pub fn ioctl_takes_extents(request: u32, input: &[u8]) -> bool {
+    const EXTENTS: u32 = 0x800 | 0x1000 | 0x1_0000;
+    let flags = input.first_chunk::<4>().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+    request == 0x401c_5820 && flags & EXTENTS != 0
+}
+
 /// One of the requests that [`ioctl_changes`] knows; returns what the filesystem wrote back.
 pub fn inode_ioctl(
     fd: impl AsFd,
