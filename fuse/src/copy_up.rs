@@ -165,6 +165,11 @@ impl Overlay {
         if let Some(room) = room.filter(|_| inode.is_upper()) {
             let twin = self.at(inode, |dir, name| sys::stat(dir, name));
             room.came(twin.map_or(Used::INODE, |stat| Used::of(&stat)));
+            let pin = match &inode.state.lock().upper {
+                Some(UpperAt::Pinned(pin)) => Some(pin.clone()),
+                _ => None,
+            };
+            pin.into_iter().for_each(|pin| self.keep_booked(&*pin));
         }
         published?;
         self.stats.copied_up();
@@ -335,6 +340,7 @@ impl Overlay {
             self.note_copy(inode, parent.as_fd(), &link.name);
             self.begins_empty(inode, (parent.as_fd(), &link.name), &above);
             self.promote(inode, at, source, metacopy);
+            self.book_dir(&*parent, &before);
             return restore_times(parent.as_fd(), &before);
         }
     }

@@ -180,7 +180,7 @@ impl Overlay {
         self.copy_up(parent)?;
         let target = if let Node::Symlink(target) = node { target.len() } else { 0 };
         let room = Used { bytes: target_bytes(target as u64), inodes: 1 };
-        self.reserve(room).on("create", name)
+        self.reserve_name(room).on("create", name)
     }
 
     /// The entry of an inode that has one lookup counted for it already.
@@ -402,6 +402,7 @@ impl Overlay {
         );
         inode.opens.fetch_add(1, Ordering::Relaxed);
         room.into_iter().for_each(|room| room.came(Used::of(&stat)));
+        self.keep_booked(&file);
         let data = Data { fd: file, reads: true, writes: true, count: self.open_data.count() };
         inode.state.lock().data = Some(Arc::new(data));
         self.bound_open_data(&inode);

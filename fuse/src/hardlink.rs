@@ -183,6 +183,7 @@ impl Overlay {
         };
         let pin = sys::open(index, &key, sys::O_PATH).on("open", &*key)?;
         sys::unlink(index, &key).on("unlink", &*key)?;
+        self.keep_booked(&pin);
         let mut state = inode.state.lock();
         state.upper = Some(UpperAt::Pinned(Arc::new(pin)));
         state.group_nlink = None;

@@ -348,7 +348,7 @@ impl Overlay {
 }
 
 /// Whether an inode that lost all names we know of is this object of the upper filesystem.
-fn is_pinned_to(inode: &Inode, stat: &Stat) -> bool {
+pub(crate) fn is_pinned_to(inode: &Inode, stat: &Stat) -> bool {
     let pin = match &inode.state.lock().upper {
         Some(UpperAt::Pinned(pin)) => pin.clone(),
         _ => return false,

@@ -1,9 +1,11 @@
 //! Limits of bytes and inodes on what an upper directory holds, kept by us.
 //!
-//! The [`Meter`] keeps the books and touches no file. Whoever makes the upper directory grow sets room aside first, an upper
+//! The `Meter` keeps the books and touches no file. Whoever makes the upper directory grow sets room aside first, an upper
 //! bound, and books what really came of it; with no room left that is ENOSPC, before anything was done. Objects are booked
-//! with the blocks that stat tells of them, one with several names once, and directories as an inode without bytes. An object
-//! that lost its last name while the kernel knows it is booked until it is forgotten: somebody may have it open.
+//! with the blocks that stat tells of them, one with several names once. An object that lost its last name while the kernel
+//! knows it is booked until it is forgotten: somebody may have it open.
+//! Of a directory two blocks are free, one for names and one for marks: not every filesystem has them. Many names, or long
+//! attributes, take more, which is booked once they have; where there is more than there may be, no further name comes.
 //! Removing is never refused: what it leaves behind is booked also where there is no room.
 //!
 //! What is not booked (blocks of attributes that we set ourselves, blocks that a filesystem takes or gives back later) is found when there
@@ -15,25 +17,32 @@ mod ahead;
 mod blocks;
 mod count;
 mod names;
+mod objects;
 
 use std::io;
 use std::ops::AddAssign;
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 pub(crate) use blocks::{Span, booked, data_in};
+use objects::Objects;
 
 use crate::options::Options;
 use crate::sys::{self, FsStat, Stat};
 
+/// Bytes of a directory that are free.
+const DIRECTORY: u64 = 8192;
 /// The shortest time between two counts.
 const PAUSE: Duration = Duration::from_secs(1);
 /// A count that takes long is not made again before this many times as long has passed.
 const REST: u32 = 10;
 /// Everything is counted again when this part of the limit has gone since the last time.
 const TURNOVER: u64 = 16;
+/// More than one request takes, unless it copies so much that it is not answered at once anyway.
+const TIGHT: Used = Used { bytes: 4 << 20, inodes: 256 };
 /// How often a count is made when others were at work meanwhile.
 const TRIES: u32 = 3;
 /// How long the kernel may take to say that it has forgotten what was just deleted.
@@ -42,7 +51,7 @@ pub(crate) const FORGETS_WITHIN: Duration = Duration::from_millis(100);
 /// What is, or may be, in an upper directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
-    /// Bytes of the blocks of all that is no directory.
+    /// Bytes of the blocks of all objects, without the two that are free for every directory.
     pub bytes: u64,
     /// Inodes, without the upper directory itself.
     pub inodes: u64,
@@ -51,8 +60,9 @@ pub struct Used {
 impl Used {
     /// What one object is booked with.
     pub(crate) fn of(stat: &Stat) -> Used {
-        let bytes = if stat.is_dir() { 0 } else { stat.blocks.saturating_mul(512) };
-        Used { bytes, inodes: 1 }
+        let bytes = stat.blocks.saturating_mul(512);
+        let free = if stat.is_dir() { DIRECTORY } else { 0 };
+        Used { bytes: bytes.saturating_sub(free), inodes: 1 }
     }
 
     /// An inode that has nothing yet.
@@ -107,6 +117,13 @@ impl Change {
     }
 }
 
+impl AddAssign for Change {
+    fn add_assign(&mut self, other: Change) {
+        self.came += other.came;
+        self.went += other.went;
+    }
+}
+
 /// The books of a mount with limits.
 #[derive(Debug)]
 pub(crate) struct Meter {
@@ -115,6 +132,19 @@ pub(crate) struct Meter {
     books: Mutex<Books>,
     /// Held over a count, which others wait for: there may be room after it.
     counting: Mutex<()>,
+    /// Objects whose names change, and those that are booked without one.
+    objects: Mutex<Objects>,
+    elsewhere: Elsewhere,
+}
+
+/// Who makes counts without need.
+#[derive(Default)]
+struct Elsewhere(OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl std::fmt::Debug for Elsewhere {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Elsewhere")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -158,8 +188,8 @@ impl Reserved<'_> {
 
     /// An inode has left the table: an object without a name goes with it.
     pub(crate) fn forget(self, pin: impl AsFd) {
-        let stat = sys::fstat(pin).ok().filter(|stat| stat.is_dir() || stat.nlink == 0);
-        if let Some(stat) = stat {
+        let Ok(stat) = sys::fstat(pin) else { return };
+        if self.meter.objects.lock().forget(names::id(&stat)) {
             self.settle(Change { came: Used::default(), went: Used::of(&stat) });
         }
     }
@@ -194,7 +224,8 @@ impl Meter {
         }
         let most = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
         let limits = Used { bytes: most(options.size), inodes: most(options.nr_inodes) };
-        Some(Meter { limits, books: Mutex::default(), counting: Mutex::default() })
+        let (books, counting, objects) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Some(Meter { limits, books, counting, objects, elsewhere: Elsewhere::default() })
     }
 
     /// Takes over what was counted while nobody was at work.
@@ -235,6 +266,12 @@ impl Meter {
         self.limits.minus(books.used.plus(books.reserved))
     }
 
+    /// Whether there is so little room that what needs some may have to wait.
+    pub(crate) fn is_tight(&self) -> bool {
+        let free = self.free();
+        free.bytes < TIGHT.bytes || free.inodes < TIGHT.inodes
+    }
+
     /// Whether there is more than there may be.
     pub(crate) fn is_over(&self) -> bool {
         self.used().bytes > self.limits.bytes
@@ -269,29 +306,52 @@ impl Meter {
     /// still to be booked.
     pub(crate) fn recount(&self, count: impl Fn() -> io::Result<Used>) {
         let _one = self.counting.lock();
-        self.count_alone(count);
-    }
-
-    /// The same without need when so much went that the books may have become too low.
-    pub(crate) fn freshen(&self, count: impl Fn() -> io::Result<Used>) {
-        if self.books.lock().turned <= self.limits.bytes / TURNOVER {
-            return;
-        }
-        if let Some(_one) = self.counting.try_lock() {
+        if self.takes_turn(0) {
             self.count_alone(count);
         }
     }
 
-    fn count_alone(&self, count: impl Fn() -> io::Result<Used>) {
-        let start = Instant::now();
-        {
-            let mut books = self.books.lock();
-            if books.next_count.is_some_and(|next| start < next) {
-                return;
-            }
-            books.next_count = Some(start + PAUSE);
+    /// The same without need when so much went that the books may have become too low: by who counts elsewhere, or here.
+    pub(crate) fn freshen(&self, count: impl Fn() -> io::Result<Used>) {
+        if !self.takes_turn(self.limits.bytes / TURNOVER + 1) {
+            return;
+        }
+        match self.elsewhere.0.get() {
+            Some(start) => start(),
+            None => self.count_now(count),
+        }
+    }
+
+    /// What who was told by [`Meter::count_elsewhere`] has to do.
+    pub(crate) fn count_now(&self, count: impl Fn() -> io::Result<Used>) {
+        let _one = self.counting.lock();
+        self.count_alone(count);
+    }
+
+    /// Has counts without need made by `start`, which returns at once. The first caller stays.
+    pub(crate) fn count_elsewhere(&self, start: impl Fn() + Send + Sync + 'static) {
+        if self.elsewhere.0.set(Box::new(start)).is_err() {
+            log::debug!("counts are made elsewhere already");
+        }
+    }
+
+    /// Whether it is time to count, and `turned` bytes at least went since the last time: nobody else counts for a while then.
+    fn takes_turn(&self, turned: u64) -> bool {
+        let mut books = self.books.lock();
+        if books.turned < turned {
+            return false;
+        }
+        let now = Instant::now();
+        let is_due = books.next_count.is_none_or(|next| now >= next);
+        if is_due {
+            books.next_count = Some(now + PAUSE);
             books.turned = 0;
         }
+        is_due
+    }
+
+    fn count_alone(&self, count: impl Fn() -> io::Result<Used>) {
+        let start = Instant::now();
         for _ in 0..TRIES {
             let before = {
                 let books = self.books.lock();

@@ -2,8 +2,8 @@
 //! transport (`classic`) no operation.
 //!
 //! One request, one reply; an error is logged once. What may take long (copying data up, flushing,
-//! reading what is not cached, long listings) goes to other threads, so that the one that receives
-//! requests is there for the next. Nothing here may panic: a dead server is a dead container.
+//! reading what is not cached, long listings, waiting for room where there are limits) goes to other threads, so that the
+//! one that receives requests is there for the next. Nothing here may panic: a dead server is a dead container.
 
 pub(crate) mod answer;
 mod backing;
@@ -13,6 +13,7 @@ pub(crate) mod handlers;
 mod pool;
 mod reply;
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,6 +54,12 @@ impl Server {
     /// An adapter for an overlay.
     pub(crate) fn new(core: Arc<Overlay>) -> Server {
         let (ttl, pool) = (core.options().timeout, Arc::new(Pool::new()));
+        let (counter, counting) = (Arc::downgrade(&core), pool.clone());
+        core.count_elsewhere(move || {
+            let counter = counter.clone();
+            counting
+                .run(None, Box::new(move || counter.upgrade().iter().for_each(|x| x.count_now())));
+        });
         Server { core, pool, ttl, backings: OnceLock::new(), rings: AtomicBool::new(false) }
     }
 
@@ -69,6 +76,11 @@ impl Server {
     /// Whether the kernel is told not to ask at open and close.
     fn is_handleless(&self) -> bool {
         self.core.options().settled_io() == Io::Handleless
+    }
+
+    /// Whether what needs room, or waits for who does, may have to wait long: there are limits then, and no files handed over.
+    fn is_tight(&self) -> bool {
+        self.core.is_tight()
     }
 
     /// Whether no object has xattrs. The kernel is told so once and asks no more: whoever wants one gets
@@ -109,14 +121,32 @@ impl Server {
         if self.copies(node) { self.defer(op, node, job) } else { job(&self.timed(op)) }
     }
 
+    /// Runs a `job` that gives or takes a name: here, unless it may have to wait for room, or for who waits for it. Those who
+    /// give names in one directory wait together, and who takes one does not wait with them: that gives room.
+    fn change_names(
+        &self,
+        op: Op,
+        (dir, name): (Option<Ino>, &OsStr),
+        job: impl FnOnce(&Overlay, &OsStr) + Send + 'static,
+    ) {
+        if !self.is_tight() {
+            return job(&self.timed(op), name);
+        }
+        let name = name.to_owned();
+        match dir {
+            Some(dir) => self.defer(op, dir, move |core| job(core, &name)),
+            None => self.dispatch(op, true, move |core| job(core, &name)),
+        }
+    }
+
     /// The core for one request, which is counted when this goes.
     fn timed(&self, op: Op) -> Timed<'_> {
         Timed::new(&self.core, op)
     }
 
-    /// Whether changing an object copies much data first.
+    /// Whether changing an object copies much data first, or may have to wait for room.
     fn copies(&self, node: Ino) -> bool {
-        self.core.copy_cost(node) > INLINE_COPY
+        self.core.copy_cost(node) > INLINE_COPY || self.is_tight()
     }
 
     /// What the kernel may keep of a file that was opened: as the only writer we say when it changes.
@@ -124,6 +154,11 @@ impl Server {
         if let Some(backings) = self.backings.get() {
             return backings.open(&self.core, node, writes);
         }
+        self.opened_here()
+    }
+
+    /// The same of a file that is not handed over.
+    fn opened_here(&self) -> Opened {
         let flags = FopenFlags::FOPEN_KEEP_CACHE.bits();
         Opened { handle: 0, flags: if self.is_live() { 0 } else { flags }, backing: None }
     }

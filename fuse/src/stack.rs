@@ -62,6 +62,12 @@ impl Upper {
         self.exchange.get(&self.work)
     }
 
+    /// What [`Upper::write_whiteout`] gives another name to.
+    pub(crate) fn shared_whiteout(&self) -> Option<sys::Stat> {
+        let shared = self.whiteout.lock().clone();
+        shared.and_then(|shared| sys::fstat(&*shared).ok())
+    }
+
     /// Deletes a name that nothing in an upper directory has. A device whiteout is one more name of
     /// the last one where that can be had, which spares an inode each, as the kernel's overlay does.
     pub(crate) fn write_whiteout(&self, dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {

@@ -7,7 +7,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
@@ -165,6 +165,14 @@ impl Overlay {
         change: impl Fn(BorrowedFd<'_>, &OsStr) -> io::Result<()>,
     ) -> io::Result<()> {
         let _alone = room.is_some().then(|| inode.copy_up.lock());
+        let dir = if room.is_some() && inode.is_dir() { Some(self.upper_dir(inode)) } else { None };
+        if let Some(dir) = dir {
+            let dir = dir.map_err(|e| e.source)?;
+            let dir = dir.ok_or_else(|| io::Error::from_raw_os_error(sys::ESTALE))?;
+            // Who changes its names books its blocks, too.
+            let _names = inode.dir().map(|dir| dir.ns.read());
+            return booked(room, || sys::fstat(&*dir), || change(dir.as_fd(), OsStr::new("")));
+        }
         booked(
             room,
             || self.at(inode, |dir, name| sys::stat(dir, name)),

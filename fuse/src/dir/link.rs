@@ -9,6 +9,7 @@ use crate::Overlay;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode, UpperAt};
 use crate::namei::{Entry, check_name};
+use crate::quota::Used;
 use crate::sys;
 
 impl Overlay {
@@ -22,13 +23,17 @@ impl Overlay {
             return Err(Error::code("link", name, sys::EPERM));
         }
         self.copy_up_data(&inode, None)?;
+        if self.meter.is_some() {
+            self.copy_up(&parent)?;
+        }
+        let room = self.reserve_name(Used::default()).on("link", name)?;
         let from = self.link_source(&inode)?;
         let held = self.hold(&parent, Some(name))?;
         let place = self.place(&held, name, false)?;
         if !may_be_linked(&inode) {
             return Err(Error::code("link", name, sys::ENOENT));
         }
-        let names = self.names(self.begin(), &[(&held.fd, name)]).map(|names| names.gives(&*from));
+        let names = self.names(room, &[(&held.fd, name)]).map(|names| names.gives(&from));
         self.settle_group(&inode)?;
         if inode.state.lock().has_origin {
             self.mark_impure(&parent, held.fd.as_fd()).on("link", name)?;

@@ -11,7 +11,7 @@ use crate::Overlay;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode, UpperAt};
 use crate::lend;
-use crate::namei::{Found, check_name};
+use crate::namei::{Found, check_name, is_pinned_to};
 use crate::side;
 use crate::stack::Upper;
 use crate::sys;
@@ -47,7 +47,13 @@ impl Overlay {
                 if found.stat.kind() == sys::S_IFREG && found.stat.size > limit {
                     return Ok(Some(Ino(found.number)));
                 }
-                self.raise_group(&parent, name)?;
+                match self.raise_group(&parent, name) {
+                    // The others keep a count that is too high.
+                    Err(e) if matches!(e.errno(), sys::ENOSPC | sys::EDQUOT) => {
+                        log::debug!("{e}; {name:?} is removed nevertheless");
+                    }
+                    other => other?,
+                }
                 raised = true;
                 continue;
             }
@@ -209,7 +215,10 @@ impl Overlay {
         let many = found.stat.nlink > 1 || found.state.group_nlink.is_some();
         loop {
             let inode = self.table.get(Ino(number))?;
-            let linked = !inode.is_dir() && many && number == found.number;
+            // Many names, or one left that nobody knew when those that were known went.
+            let linked = !inode.is_dir()
+                && number == found.number
+                && (many || is_pinned_to(&inode, &found.stat));
             if self.same_kind(inode.kind, found.stat.kind())
                 && (inode.has_link(parent, name) || linked)
             {

@@ -105,6 +105,18 @@ impl Overlay {
         meter.reserve(room).map(Some).ok_or_else(|| io::Error::from_raw_os_error(sys::ENOSPC))
     }
 
+    /// [`Overlay::reserve`] for an object that gets a name, which may take a block of its directory: not where there is more than
+    /// there may be already.
+    pub(crate) fn reserve_name(&self, room: Used) -> io::Result<Option<Reserved<'_>>> {
+        if let Some(meter) = self.meter.as_ref().filter(|meter| meter.is_over()) {
+            meter.recount(|| self.count());
+            if meter.is_over() {
+                return Err(io::Error::from_raw_os_error(sys::ENOSPC));
+            }
+        }
+        self.reserve(room)
+    }
+
     /// The span that a copy from `offset` of a file fills.
     pub(crate) fn span_of_copy(&self, span: Span, from: impl AsFd, offset: u64) -> Span {
         if self.meter.is_none() {

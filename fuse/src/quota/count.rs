@@ -3,7 +3,7 @@
 //! Others may change it meanwhile: what is not there any more is passed over, and [`super::Meter::recount`] judges what the
 //! result is worth.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Used;
+use super::names::Object;
 use crate::Overlay;
 use crate::inode::UpperAt;
 use crate::lend;
@@ -84,19 +85,27 @@ fn entries(dir: BorrowedFd<'_>) -> io::Result<Vec<(OsString, Stat)>> {
     })
 }
 
-/// What goes with a directory that holds nothing but marks. The file that makes it opaque is never booked by itself, so that
-/// it is not given back more often than it came.
-pub(super) fn marks_in(dir: BorrowedFd<'_>) -> io::Result<Used> {
-    let mut linked: HashMap<u64, u32> = HashMap::new();
-    let mut used = Used::default();
+/// What goes with a directory that holds nothing but marks, and those marks that may have names elsewhere: that they go is seen
+/// when they have. The file that makes it opaque is never booked by itself, so that it is not given back more often than it came.
+pub(super) fn marks_in(
+    dir: BorrowedFd<'_>,
+    is_shared: impl Fn(&Stat) -> bool,
+) -> io::Result<(Used, Vec<Object>)> {
+    let (mut used, mut shared): (Used, Vec<Object>) = (Used::default(), Vec::new());
+    let mut seen = HashSet::new();
     for (name, stat) in entries(dir)? {
-        let names = linked.entry(stat.ino).or_default();
-        *names += 1;
-        if !stat.is_dir() && *names >= stat.nlink && name != OPAQUE_FILE {
+        if stat.is_dir() || name == OPAQUE_FILE {
+            continue;
+        }
+        if stat.nlink < 2 && !is_shared(&stat) {
             used += Used::of(&stat);
+        } else if seen.insert(stat.ino) {
+            let open = || sys::open(dir, &name, sys::O_PATH);
+            let fd = lend::lend(&[(dir, OsStr::new(""))], open)?;
+            shared.push(Object { fd: Some(Arc::new(fd)), stat });
         }
     }
-    Ok(used)
+    Ok((used, shared))
 }
 
 impl Overlay {
@@ -104,7 +113,9 @@ impl Overlay {
     /// there, and what the kernel knows without a name.
     pub(super) fn count(&self) -> io::Result<Used> {
         let Some(upper) = &self.stack.upper else { return Ok(Used::default()) };
-        let mut sum = Sum { dev: sys::fstat(&*upper.root)?.dev, ..Sum::default() };
+        let root = sys::fstat(&*upper.root)?;
+        let mut sum = Sum { dev: root.dev, ..Sum::default() };
+        sum.used += Used::bytes(Used::of(&root).bytes);
         sum.tree(upper.root.as_fd())?;
         if let Some(index) = upper.work.index() {
             for (_, stat) in entries(index)? {
@@ -124,6 +135,25 @@ impl Overlay {
             }
         }
         Ok(sum.used)
+    }
+
+    /// Whether a request that needs room may have to wait for it.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.meter.as_ref().is_some_and(|meter| meter.is_tight())
+    }
+
+    /// Puts the books right, as [`super::Meter::count_elsewhere`] asks for.
+    pub(crate) fn count_now(&self) {
+        if let Some(meter) = &self.meter {
+            meter.count_now(|| self.count());
+        }
+    }
+
+    /// Has counts without need made by `start`, which returns at once.
+    pub(crate) fn count_elsewhere(&self, start: impl Fn() + Send + Sync + 'static) {
+        if let Some(meter) = &self.meter {
+            meter.count_elsewhere(start);
+        }
     }
 
     /// Opens the books, if there are limits.

@@ -79,7 +79,9 @@ impl Server {
         reply: impl Reply,
     ) {
         let caller = asker.caller(new.umask);
-        entry(reply, self.timed(Op::Mknod).mknod(caller, parent, name, new.mode, rdev));
+        self.change_names(Op::Mknod, (Some(parent), name), move |core, name| {
+            entry(reply, core.mknod(caller, parent, name, new.mode, rdev));
+        });
     }
 
     pub(crate) fn mkdir(
@@ -90,11 +92,19 @@ impl Server {
         reply: impl Reply,
     ) {
         let caller = asker.caller(new.umask);
-        entry(reply, self.timed(Op::Mkdir).mkdir(caller, parent, name, new.mode));
+        self.change_names(Op::Mkdir, (Some(parent), name), move |core, name| {
+            entry(reply, core.mkdir(caller, parent, name, new.mode));
+        });
     }
 
     pub(crate) fn unlink(&self, parent: Ino, name: &OsStr, reply: impl Reply) {
         let timed = self.timed(Op::Unlink);
+        if self.is_tight() {
+            timed.leave();
+            return self.change_names(Op::Unlink, (None, name), move |core, name| {
+                empty(reply, core.unlink(parent, name));
+            });
+        }
         match timed.unlink_within(parent, name, INLINE_COPY) {
             Ok(Some(copied)) => {
                 timed.leave();
@@ -108,7 +118,9 @@ impl Server {
     }
 
     pub(crate) fn rmdir(&self, parent: Ino, name: &OsStr, reply: impl Reply) {
-        empty(reply, self.timed(Op::Rmdir).rmdir(parent, name));
+        self.change_names(Op::Rmdir, (None, name), move |core, name| {
+            empty(reply, core.rmdir(parent, name));
+        });
     }
 
     pub(crate) fn symlink(
@@ -118,7 +130,10 @@ impl Server {
         target: &OsStr,
         reply: impl Reply,
     ) {
-        entry(reply, self.timed(Op::Symlink).symlink(asker.caller(0), parent, name, target));
+        let (caller, target) = (asker.caller(0), target.to_owned());
+        self.change_names(Op::Symlink, (Some(parent), name), move |core, name| {
+            entry(reply, core.symlink(caller, parent, name, &target));
+        });
     }
 
     pub(crate) fn rename(
@@ -129,12 +144,16 @@ impl Server {
         reply: impl Reply,
     ) {
         let timed = self.timed(Op::Rename);
-        match timed.rename_within(from, to, flags, INLINE_COPY) {
-            Ok(Some(copied)) => {
+        let tried = match self.is_tight() {
+            true => Ok(Some(from.0)),
+            false => timed.rename_within(from, to, flags, INLINE_COPY),
+        };
+        match tried {
+            Ok(Some(waited)) => {
                 timed.leave();
                 let (name, new_name) = (from.1.to_owned(), to.1.to_owned());
                 let (dir, new_dir) = (from.0, to.0);
-                self.defer(Op::Rename, copied, move |core| {
+                self.defer(Op::Rename, waited, move |core| {
                     empty(reply, core.rename(dir, &name, new_dir, &new_name, flags));
                 });
             }
@@ -171,22 +190,26 @@ impl Server {
             return reply.error(sys::ENOSYS);
         }
         let caller = asker.caller(new.umask);
-        match checked(self.timed(Op::Create).create(caller, parent, name, new.mode)) {
-            Ok(Entry { attr }) => {
-                reply.answer(Answer::Created(&attr, self.opened(attr.ino, true)));
-            }
-            Err(code) => reply.error(code),
+        if self.is_tight() {
+            let opened = self.opened_here();
+            return self.change_names(Op::Create, (Some(parent), name), move |core, name| {
+                created(reply, core.create(caller, parent, name, new.mode), |_| opened);
+            });
         }
+        let made = self.timed(Op::Create).create(caller, parent, name, new.mode);
+        created(reply, made, |ino| self.opened(ino, true));
     }
 
     pub(crate) fn tmpfile(&self, asker: Asker, parent: Ino, new: New, reply: impl Reply) {
         let caller = asker.caller(new.umask);
-        match checked(self.timed(Op::Tmpfile).tmpfile(caller, parent, new.mode)) {
-            Ok(Entry { attr }) => {
-                reply.answer(Answer::Created(&attr, self.opened(attr.ino, true)));
-            }
-            Err(code) => reply.error(code),
+        if self.is_tight() {
+            let opened = self.opened_here();
+            return self.dispatch(Op::Tmpfile, true, move |core| {
+                created(reply, core.tmpfile(caller, parent, new.mode), |_| opened);
+            });
         }
+        let made = self.timed(Op::Tmpfile).tmpfile(caller, parent, new.mode);
+        created(reply, made, |ino| self.opened(ino, true));
     }
 
     /// Reads what the page cache has here, and the rest on another thread.
@@ -428,6 +451,13 @@ fn checked<T>(result: Result<T>) -> std::result::Result<T, Code> {
 fn entry(reply: impl Reply, result: Result<Entry>) {
     match checked(result) {
         Ok(Entry { attr }) => reply.answer(Answer::Entry(&attr)),
+        Err(code) => reply.error(code),
+    }
+}
+
+fn created(reply: impl Reply, result: Result<Entry>, opened: impl FnOnce(Ino) -> Opened) {
+    match checked(result) {
+        Ok(Entry { attr }) => reply.answer(Answer::Created(&attr, opened(attr.ino))),
         Err(code) => reply.error(code),
     }
 }
