@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::fs::{FallocateFlags, StatVfs, fallocate, statvfs};
 use rustix::io::Errno;
@@ -17,6 +18,12 @@ use crate::semantics_kit::{
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
+
+/// Mounts with limits, which do not go with files that the kernel reads and writes itself.
+fn limited(t: &Test, options: &str, entries: &[&str]) -> Fs {
+    t.needs(!backend::asks_for_privilege(), "an io mode in which all writes come to the server");
+    t.mount_with(options, entries)
+}
 
 /// Bytes in all, and free.
 fn space(fs: &Fs) -> (u64, u64) {
@@ -76,8 +83,43 @@ both! { filling_ends_at_the_limit_and_deleting_makes_room, OnlyPlyfs, |t| {
     }
 }}
 
+both! { who_waits_for_room_is_in_nobodys_way, OnlyPlyfs, |t| {
+    let fs = limited(t, "size=256k", &[]);
+    let full = read_write_new(&fs, "full");
+    full.write_all_at(&[1; 256 << 10], 0).unwrap();
+    // Odd while somebody waits.
+    let (turn, done) = (AtomicU32::new(0), AtomicBool::new(false));
+    let seen = std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let mut seen = 0;
+            for n in 0_u64.. {
+                if done.load(Ordering::SeqCst) {
+                    break;
+                }
+                let before = turn.load(Ordering::SeqCst);
+                assert!(!exists(fs.at(format!("absent{n}"))));
+                seen += u32::from(before % 2 == 1 && turn.load(Ordering::SeqCst) == before);
+            }
+            seen
+        });
+        for n in 0..10 {
+            // What was just deleted may be about to be forgotten, which is worth waiting for; this one is held.
+            let name = format!("held{n}");
+            let held = read_write_new(&fs, &name);
+            fs::remove_file(fs.at(name)).unwrap();
+            turn.fetch_add(1, Ordering::SeqCst);
+            assert_eq!(errno(full.write_at(&[1; 4096], 1 << 20)), Errno::NOSPC);
+            turn.fetch_add(1, Ordering::SeqCst);
+            drop(held);
+        }
+        done.store(true, Ordering::SeqCst);
+        other.join().unwrap()
+    });
+    assert!(seen >= 30, "{seen} names were looked up while ten writes waited");
+}}
+
 both! { room_is_there_as_soon_as_a_deletion_returns, OnlyPlyfs, |t| {
-    let fs = t.mount_with("size=64k,nr_inodes=20", &[]);
+    let fs = limited(t, "size=64k,nr_inodes=20", &[]);
     for round in 0..200 {
         let name = fs.at(format!("f{}", round % 3));
         fs::write(&name, vec![1; 65_536]).unwrap_or_else(|error| panic!("round {round}: {error}"));
@@ -93,7 +135,7 @@ both! { room_is_there_as_soon_as_a_deletion_returns, OnlyPlyfs, |t| {
 }}
 
 both! { files_with_their_blocks_are_written_in_place_at_the_limit, OnlyPlyfs, |t| {
-    let fs = t.mount_with("size=256k", &[]);
+    let fs = limited(t, "size=256k", &[]);
     assert_eq!(fill(&fs.at("f"), 4096), 256 << 10);
     let file = read_write(fs.at("f"));
     for at in [0, 5000, 100_000] {
@@ -118,7 +160,7 @@ both! { a_lower_file_counts_once_it_is_copied_up, OnlyPlyfs, |t| {
     fs::write(t.lower("d/big"), vec![1; 300_000]).unwrap();
     fs::write(t.lower("d/small"), vec![1; 10_000]).unwrap();
     fs::write(t.lower("d/other"), vec![1; 10_000]).unwrap();
-    let fs = t.mount_with("size=256k,nr_inodes=2", &[]);
+    let fs = limited(t, "size=256k,nr_inodes=2", &[]);
     assert_eq!(fs::read(fs.at("d/big")).unwrap().len(), 300_000, "reading is free");
     assert_eq!(space(&fs).1, 256 << 10);
     let big = File::options().append(true).open(fs.at("d/big")).unwrap();
@@ -135,7 +177,7 @@ both! { a_lower_file_counts_once_it_is_copied_up, OnlyPlyfs, |t| {
 }}
 
 both! { there_are_no_more_inodes_than_the_limit, OnlyPlyfs, |t| {
-    let mut fs = t.mount_with("nr_inodes=5", &["low=x", "gone=x"]);
+    let mut fs = limited(t, "nr_inodes=5", &["low=x", "gone=x"]);
     assert_eq!(inodes(&fs), (5, 5));
     put(fs.at("file"), "text");
     fs::create_dir(fs.at("dir")).unwrap();
@@ -182,7 +224,7 @@ both! { an_unlinked_file_that_is_open_still_counts, OnlyPlyfs, |t| {
 }}
 
 both! { a_remount_counts_the_same, OnlyPlyfs, |t| {
-    let mut fs = t.mount_with("size=1m,nr_inodes=100", &["a=x", "b=x", "d/", "d/x=1", "d/y=2"]);
+    let mut fs = limited(t, "size=1m,nr_inodes=100", &["a=x", "b=x", "d/", "d/x=1", "d/y=2"]);
     fs::write(fs.at("f"), vec![1; 100_000]).unwrap();
     fs::hard_link(fs.at("f"), fs.at("g")).unwrap();
     symlink("x".repeat(300), fs.at("long")).unwrap();
@@ -208,6 +250,10 @@ both! { a_remount_counts_the_same, OnlyPlyfs, |t| {
     assert_eq!(errno(fs::write(fs.at("new"), "x")), Errno::NOSPC);
     read_write(fs.at("d/e/hole")).write_all_at(&[1; 50_000], 0).unwrap();
 }}
+
+fn read_write_new(fs: &Fs, name: &str) -> File {
+    File::options().read(true).write(true).create_new(true).open(fs.at(name)).unwrap()
+}
 
 fn refused(t: &Test, stack: &Stack) -> String {
     let mut command = Command::new(plyfs());
@@ -236,7 +282,7 @@ both! { limits_that_cannot_be_kept_are_refused_in_one_line, OnlyPlyfs, |t| {
 }}
 
 both! { pages_that_find_no_room_are_told_at_the_sync, OnlyPlyfs, |t| {
-    let fs = t.mount_with("size=64k", &[]);
+    let fs = limited(t, "size=64k", &[]);
     let file = File::options().read(true).write(true).create_new(true).open(fs.at("f")).unwrap();
     file.set_len(256 << 10).unwrap();
     // SAFETY: a new mapping of a file that nobody makes shorter.
