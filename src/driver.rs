@@ -207,8 +207,8 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The limits of a layer.
     fn quota(&self, id: &LayerId) -> Result<Quota>;
 
-    /// Changes the limits of a layer. Where its mounts keep them (`fuse-overlay`), one that is there keeps the old ones,
-    /// and the next has the new.
+    /// Changes the limits of a layer, at once where the filesystem keeps them. Where its mounts do (`fuse-overlay` on a
+    /// filesystem without project quota), one that is there keeps the old ones, and the next has the new.
     fn set_quota(&self, id: &LayerId, quota: Quota) -> Result<()>;
 
     /// What the layer takes on disk.
@@ -246,6 +246,11 @@ fn refuse_mounted(dir: &Path, id: &LayerId) -> Result<()> {
             by: format!("the mount at {}", mount.target.display()),
         }),
     }
+}
+
+/// The error of limits for a read-only layer.
+pub(crate) fn no_limits() -> Error {
+    options::read_only()
 }
 
 /// Orders all processes that work in a store's root, as long as the value lives; never held during slow work.

@@ -14,6 +14,7 @@
 //! | [`driver`] | how layers lie on disk, and what has to be mounted to see one |
 //! | [`layer`] | what a directory holds: as a list of changes, as a tar stream, and back |
 //! | [`mount`] | a mount as data, performing it, the table of mounts, unmounting |
+//! | `quota` | limits and counts of layers by the filesystem's projects |
 //! | [`durable`] | files replaced whole |
 //! | [`error`], `sys` | few kinds of errors; the only unsafe code |
 //!
@@ -27,6 +28,7 @@ pub mod durable;
 pub mod error;
 pub mod layer;
 pub mod mount;
+mod quota;
 pub mod run;
 pub mod store;
 #[allow(unsafe_code)]

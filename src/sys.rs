@@ -10,6 +10,7 @@ mod mount;
 pub mod probe;
 mod process;
 pub mod publish;
+pub mod quota;
 mod signal;
 pub mod trash;
 pub mod tree;
@@ -22,8 +23,8 @@ pub use mount::{
 };
 pub use process::{
     Child, Ended, Other, Usage, close_inherited, close_stdio, exit_with_parent, fork, inherited,
-    is_root, memory_file, new_session, parent_id, pipe, process_id, raise_open_files, real_ids,
-    reap, supports_user_xattrs, usage,
+    is_root, keep_to_limits, memory_file, new_session, parent_id, pipe, process_id,
+    raise_open_files, real_ids, reap, supports_user_xattrs, usage,
 };
 pub use signal::{block_signals, next_signal, unblock_signals};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::Driver;
 use super::layered::{HOME, Layered, Trial};
 use super::layout::Layout;
-use super::options::{Config, refuse_backing};
+use super::options::{Config, refuse_backing, told};
 use crate::doctor::{filesystem, namespace};
 use crate::error::{Context, Error, Result};
 use crate::mount::plan::{self, Kind};
@@ -36,16 +36,17 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         mount.push("xattr_permissions=2".to_owned());
     }
     mount.extend(settings.mount);
+    let layout = Layout::open(config.root.join(HOME), MOST, records)?;
     let facts = vec![
         ("Backing Filesystem", filesystem::name(&config.root)),
         ("Supports d_type", typed.to_string()),
         ("Native Overlay Diff", true.to_string()),
         ("Owners kept in attributes", records.to_string()),
-        ("Quota", "bytes and inodes, kept by the mount".to_owned()),
+        ("Quota", told(layout.projects(), "bytes and inodes, kept by the mount")),
     ];
-    let layout = Layout::open(config.root.join(HOME), MOST, records)?;
-    let (kind, most, limits) = (Kind::Fuse, MOST + 1, Some(settings.limits));
-    Ok(Box::new(Layered { name: NAME, kind, layout, most, records, limits, mount, facts }))
+    let (kind, most, limits, meters) = (Kind::Fuse, MOST + 1, settings.limits, true);
+    let driver = Layered { name: NAME, kind, layout, most, records, limits, meters, mount, facts };
+    Ok(Box::new(driver.checked()?))
 }
 
 /// Makes a filesystem and lets it go; an ordinary user needs the helper that may.

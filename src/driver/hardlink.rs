@@ -36,6 +36,10 @@ pub(super) const NAME: &str = "overlay";
 /// Its directory; the overlay format of other programs has the same name.
 pub(super) const HOME: &str = "overlay";
 
+/// Why its layers are not limited.
+const NO_QUOTA: &str =
+    "its layers share files, which belong to one project only; use another driver";
+
 const REFUSED: [&str; 9] =
     ["aufs", "btrfs", "zfs", "overlay", "ecryptfs", "nfs", "cifs", "smb", "vfat"];
 
@@ -75,7 +79,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         mount.push("index=off".to_owned());
     }
     mount.extend(settings.mount);
-    let layers = Shelf::open(home)?;
+    let layers = Shelf::open(home, NO_QUOTA)?;
     let backing = filesystem::name(layers.dir());
     Ok(Box::new(Hardlink { layers, mount, backing }))
 }
@@ -224,7 +228,9 @@ impl Driver for Hardlink {
     }
 
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
-        options::check(NAME, spec)?;
+        if !options::limits(spec, Quota::default())?.is_none() {
+            return Err(options::no_quota(NAME, NO_QUOTA));
+        }
         self.layers.publish(id, |new| self.build(new, parent, spec))
     }
 
@@ -348,7 +354,7 @@ impl Driver for Hardlink {
 
     fn set_quota(&self, id: &LayerId, quota: Quota) -> Result<()> {
         self.shape(id)?;
-        if quota == Quota::default() { Ok(()) } else { Err(options::no_quota(NAME)) }
+        if quota.is_none() { Ok(()) } else { Err(options::no_quota(NAME, NO_QUOTA)) }
     }
 
     fn usage(&self, id: &LayerId) -> Result<Usage> {

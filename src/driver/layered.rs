@@ -12,6 +12,7 @@ use super::{
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
 use crate::mount::plan::{self, Kind, Mount};
+use crate::quota;
 use crate::sys::{change, copy, publish, trash};
 
 /// The directory that both keep their layers in.
@@ -27,8 +28,10 @@ pub(super) struct Layered {
     pub(super) most: usize,
     /// Owners are kept in attributes, which a mount shows.
     pub(super) records: bool,
-    /// Limits of layers that come without, where its mounts keep any.
-    pub(super) limits: Option<Quota>,
+    /// Limits of read-write layers that come without.
+    pub(super) limits: Quota,
+    /// Its mounts keep limits where no project does.
+    pub(super) meters: bool,
     /// Options of every mount.
     pub(super) mount: Vec<String>,
     /// Facts about this host, found when the driver was opened.
@@ -70,21 +73,39 @@ impl Layered {
         Ok(Mount { kind: self.kind, lowers, upper, options, target: dir.join("merged") })
     }
 
-    /// A layer that has no parent is its own directory, unless only a mount shows what it holds.
+    /// A layer that has no parent is its own directory, unless only a mount shows what it holds, or holds everybody to its
+    /// limits: those of a project are nothing to who may exceed them, and a mount never may.
     fn is_plain(&self, id: &LayerId) -> Result<bool> {
         let alone = self.layout.parts(id)?.below.is_empty();
-        let shown = self.records && self.layout.dir(id)?.join("empty").is_dir();
-        Ok(alone && !shown && self.kept(id)? == Quota::default())
+        let mounted = self.records || self.layout.state(id)?.is_some();
+        let shown = mounted && self.layout.dir(id)?.join("empty").is_dir();
+        Ok(alone && !shown && self.kept(id)?.is_none())
     }
 
-    /// The limits of a layer that mounts of this driver keep.
+    /// The limits of a layer that mounts of this driver have to keep, because no project does.
     fn kept(&self, id: &LayerId) -> Result<Quota> {
         let limits = self.layout.limits(id)?;
-        if self.limits.is_none() && limits != Quota::default() {
+        if limits.is_none() || self.layout.state(id)?.is_some() {
+            return Ok(Quota::default());
+        }
+        if !self.meters {
             log::warn!("layer '{id}': its limits are not kept by {}", self.name);
             return Ok(Quota::default());
         }
         Ok(limits)
+    }
+
+    /// Whether such limits can be kept.
+    fn check_limits(&self, limits: Quota) -> Result<()> {
+        match self.layout.projects() {
+            Err(_) if self.meters => Ok(()),
+            projects => options::check_kept(self.name, projects, limits),
+        }
+    }
+
+    /// The driver, when its layers can have the limits that they get without asking.
+    pub(super) fn checked(self) -> Result<Layered> {
+        self.check_limits(self.limits).map(|()| self)
     }
 }
 
@@ -98,14 +119,8 @@ impl Driver for Layered {
     }
 
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
-        let own = options::limits(spec)?;
-        let limits = match self.limits {
-            None if own != Quota::default() => return Err(options::no_quota(self.name)),
-            Some(usual) if !spec.read_only => {
-                Quota { bytes: own.bytes.or(usual.bytes), inodes: own.inodes.or(usual.inodes) }
-            }
-            _ => own,
-        };
+        let limits = options::limits(spec, self.limits)?;
+        self.check_limits(limits)?;
         self.layout.create(id, parent, spec, limits)
     }
 
@@ -171,6 +186,7 @@ impl Driver for Layered {
             .and_then(|()| {
                 copy::directory_attributes(&own, &root, copy::How::default()).on("copy", &own)
             })
+            .and_then(|()| quota::adopt(&own, &root))
             .and_then(|()| {
                 let target = Target { root: root.clone(), lowers: below, deletions };
                 fill::fill(target, archive, limits, split)
@@ -195,22 +211,29 @@ impl Driver for Layered {
     }
 
     fn quota(&self, id: &LayerId) -> Result<Quota> {
-        let limits = self.layout.limits(id)?;
-        Ok(self.limits.map_or_else(Quota::default, |_| limits))
+        match self.layout.state(id)? {
+            Some(state) => Ok(state.limits),
+            None if self.meters => self.layout.limits(id),
+            None => self.layout.dir(id).map(|_| Quota::default()),
+        }
     }
 
-    /// A mount that is there keeps the limits that it was made with.
+    /// A project's limits change at once. A mount that keeps the limits itself keeps those that it was made with.
     fn set_quota(&self, id: &LayerId, quota: Quota) -> Result<()> {
-        self.layout.dir(id)?;
-        if self.limits.is_none() && quota != Quota::default() {
-            return Err(options::no_quota(self.name));
-        }
         options::check_limits(quota, self.layout.is_committed(id)?)?;
+        self.check_limits(quota)?;
+        if self.layout.state(id)?.is_none() && !self.meters && !quota.is_none() {
+            return Err(options::no_project(id));
+        }
         self.layout.set_limits(id, quota)
     }
 
+    /// Of a layer in a project its count, which takes no walk.
     fn usage(&self, id: &LayerId) -> Result<Usage> {
-        layout::usage(&self.layout.parts(id)?.own)
+        match self.layout.state(id)? {
+            Some(state) => self.layout.without_work(id, state.usage),
+            None => layout::usage(&self.layout.parts(id)?.own),
+        }
     }
 
     fn metadata(&self, id: &LayerId) -> Result<Vec<(&'static str, String)>> {

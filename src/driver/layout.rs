@@ -30,6 +30,7 @@ use plyfs_fuse::owner::OVERRIDE_NAMES;
 use super::shelf::Shelf;
 use super::{Create, LayerId, Parts, Quota, limits};
 use crate::error::{Context, Error, Result};
+use crate::quota::{self, Projects, State};
 use crate::sys::{change, copy, publish, tree};
 
 /// The directory of short links.
@@ -55,7 +56,7 @@ pub(super) struct Layout {
 impl Layout {
     /// Opens the directory, made when it is missing.
     pub(super) fn open(home: PathBuf, deepest: usize, records: bool) -> Result<Layout> {
-        let shelf = Shelf::open(home)?;
+        let shelf = Shelf::with_projects(home, "diff")?;
         let links = shelf.dir().join(LINKS);
         change::make_dirs(&links, 0o700).on("create", &links)?;
         Ok(Layout { shelf, deepest, records })
@@ -63,6 +64,17 @@ impl Layout {
 
     pub(super) fn home(&self) -> &Path {
         self.shelf.dir()
+    }
+
+    /// The projects of layers, or why they have none, with what to do.
+    pub(super) fn projects(&self) -> std::result::Result<&Projects, &str> {
+        self.shelf.projects()
+    }
+
+    /// The limits and the use of a layer in a project of its own; `None` of another.
+    pub(super) fn state(&self, id: &LayerId) -> Result<Option<State>> {
+        let diff = self.dir(id)?.join("diff");
+        self.projects().map_or(Ok(None), |projects| projects.state(&diff))
     }
 
     /// Keeps a sweep of another process from what is being made, as long as the value lives.
@@ -146,15 +158,15 @@ impl Layout {
             publish::sync_dir(&diff).on("sync", &diff)?;
             self.commit(parent)?;
         }
-        let mounted = parent.is_some() || self.records || limits != Quota::default();
+        let mounted = parent.is_some() || self.records || !limits.is_none();
         if mounted {
             make_dir(&new.join("work"), 0o700)?;
         }
         if mounted && parent.is_none() {
             make_dir(&new.join("empty"), 0o755)?;
         }
-        if limits != Quota::default() {
-            limits::write(new, limits)?;
+        if !spec.read_only {
+            self.limit_new(new, limits)?;
         }
         if let Some(label) = &spec.label {
             write(&new.join("label"), label.as_bytes())?;
@@ -163,6 +175,18 @@ impl Layout {
             write(&new.join("committed"), READ_ONLY)?;
         }
         publish::sync_dir(new).on("sync", new)
+    }
+
+    /// Limits a layer that has nothing in it yet. Where there are projects each layer has one, so that it can be limited later:
+    /// what it holds then stays where it is.
+    fn limit_new(&self, new: &Path, limits: Quota) -> Result<()> {
+        if let Ok(projects) = self.projects() {
+            let (diff, work) = (new.join("diff"), new.join("work"));
+            let dirs = [diff.as_path(), work.as_path()];
+            projects.assign(&dirs[..if work.is_dir() { 2 } else { 1 }])?;
+            projects.limit(&diff, limits)?;
+        }
+        if limits.is_none() { Ok(()) } else { limits::write(new, limits) }
     }
 
     /// What `lower` says in a child of `parent`.
@@ -312,15 +336,34 @@ impl Layout {
 
     /// Changes the layer's limits. A layer that has any is seen through a mount, which needs its directories.
     pub(super) fn set_limits(&self, id: &LayerId, limits: Quota) -> Result<()> {
-        let dir = self.dir(id)?;
-        let alone = self.lower(id)?.is_empty().then_some(("empty", 0o755));
-        for (name, mode) in [Some(("work", 0o700)), alone].into_iter().flatten() {
-            let path = dir.join(name);
-            if limits != Quota::default() && path.symlink_metadata().is_err() {
-                make_dir(&path, mode)?;
-            }
+        let (dir, diff) = (self.dir(id)?, self.dir(id)?.join("diff"));
+        if let (Some(_), Ok(projects)) = (self.state(id)?, self.projects()) {
+            // Seen as before, so that whoever has it does not lose it.
+            projects.limit(&diff, limits)?;
+            return limits::write(&dir, limits);
+        }
+        let work = dir.join("work");
+        if !limits.is_none() && work.symlink_metadata().is_err() {
+            make_dir(&work, 0o700)?;
+            quota::adopt(&diff, &work)?;
+        }
+        let empty = dir.join("empty");
+        if !limits.is_none() && self.lower(id)?.is_empty() && empty.symlink_metadata().is_err() {
+            make_dir(&empty, 0o755)?;
         }
         limits::write(&dir, limits)
+    }
+
+    /// What a layer holds, of what it and its scratch space take.
+    pub(super) fn without_work(&self, id: &LayerId, both: super::Usage) -> Result<super::Usage> {
+        let work = self.dir(id)?.join("work");
+        if work.symlink_metadata().is_err() {
+            return Ok(both);
+        }
+        // A mount may be at work there.
+        let work = usage(&work).unwrap_or_default();
+        let bytes = both.bytes.saturating_sub(work.bytes);
+        Ok(super::Usage { bytes, inodes: both.inodes.saturating_sub(work.inodes) })
     }
 
     /// The layer's own label.

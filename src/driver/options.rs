@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Create, Quota};
+use super::{Create, LayerId, Quota};
 use crate::doctor::filesystem;
 use crate::error::{Error, Result};
 
 /// The smallest limit of bytes that makes sense: one block.
 const SMALLEST: u64 = 4096;
+/// The fewest inodes with which a layer in a project can be mounted and hold anything.
+const FEWEST: u64 = 8;
 
 /// What a driver is opened with.
 #[derive(Clone, Debug, Default)]
@@ -60,38 +62,43 @@ impl Config {
     }
 }
 
-impl Settings {
-    /// The same for a driver `name` that limits nothing.
-    pub(super) fn unlimited(self, name: &str) -> Result<Settings> {
-        if self.limits == Quota::default() { Ok(self) } else { Err(no_quota(name)) }
-    }
-}
-
-/// Checks the options of a new layer of the driver `name`, which limits nothing.
-pub(super) fn check(name: &str, spec: &Create) -> Result<()> {
-    if limits(spec)? == Quota::default() { Ok(()) } else { Err(no_quota(name)) }
-}
-
-/// The limits in the options of a new layer.
-pub(super) fn limits(spec: &Create) -> Result<Quota> {
-    let mut limits = Quota::default();
-    for (key, value) in &spec.options {
-        let what = format!("option '{key}'");
-        match key.as_str() {
-            "size" => limits.bytes = Some(number(&what, value, SMALLEST)?),
-            "inodes" => limits.inodes = Some(number(&what, value, 1)?),
-            _ => return Err(Error::invalid(what, "not known; there are size and inodes")),
+impl Quota {
+    /// The same with the limits that `options` name (`size`, `inodes`); `none` lifts one.
+    pub fn with(mut self, options: &BTreeMap<String, String>) -> Result<Quota> {
+        for (key, value) in options {
+            let what = format!("option '{key}'");
+            let limit = |least| match value.as_str() {
+                "none" => Ok(None),
+                value => number(&what, value, least).map(Some),
+            };
+            match key.as_str() {
+                "size" => self.bytes = limit(SMALLEST)?,
+                "inodes" => self.inodes = limit(1)?,
+                _ => return Err(Error::invalid(what, "not known; there are size and inodes")),
+            }
         }
+        Ok(self)
     }
-    if spec.read_only && limits != Quota::default() {
-        return Err(read_only());
+
+    /// Whether it limits nothing.
+    pub fn is_none(self) -> bool {
+        self == Quota::default()
     }
-    Ok(limits)
+}
+
+/// The limits of a new layer: `usual` ones for what its options say nothing of. A read-only layer has none.
+pub(super) fn limits(spec: &Create, usual: Quota) -> Result<Quota> {
+    let own = Quota::default().with(&spec.options)?;
+    match spec.read_only {
+        true if own.is_none() => Ok(own),
+        true => Err(read_only()),
+        false => usual.with(&spec.options),
+    }
 }
 
 /// Whether the limits of a layer can be changed to these; a layer that is `fixed` is written by nobody.
 pub(super) fn check_limits(limits: Quota, fixed: bool) -> Result<()> {
-    if fixed && limits != Quota::default() {
+    if fixed && !limits.is_none() {
         return Err(read_only());
     }
     if limits.bytes.is_some_and(|bytes| bytes < SMALLEST) {
@@ -103,18 +110,47 @@ pub(super) fn check_limits(limits: Quota, fixed: bool) -> Result<()> {
     Ok(())
 }
 
-fn read_only() -> Error {
+pub(super) fn read_only() -> Error {
     let why = "a read-only layer has no limits, it is never written";
     Error::invalid("options 'size' and 'inodes'", why)
 }
 
-/// The error of a limit that cannot be kept.
-pub(super) fn no_quota(name: &str) -> Error {
-    let why = match name {
-        super::hardlink::NAME => "its layers share files, which belong to one project only",
-        _ => "this build limits no layers",
-    };
+/// The error of a limit that cannot be kept, and why.
+pub(super) fn no_quota(name: &str, why: impl Into<String>) -> Error {
     Error::unsupported(format!("quota of driver {name}"), why)
+}
+
+/// Whether a driver `name` can keep limits by projects.
+pub(super) fn check_kept<T>(
+    name: &str,
+    projects: std::result::Result<T, &str>,
+    limits: Quota,
+) -> Result<()> {
+    match (projects, limits.inodes) {
+        (Ok(_), Some(inodes)) if inodes < FEWEST => {
+            let why = format!("less than {FEWEST}; the directories of the layer itself count too");
+            Err(Error::invalid("limit of inodes", why))
+        }
+        (Err(why), _) if !limits.is_none() => {
+            let why = format!("{why}; or use --driver fuse-overlay, which keeps limits itself");
+            Err(no_quota(name, why))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a status says of quota: who keeps limits, or who does `otherwise`, and why.
+pub(super) fn told<T>(projects: std::result::Result<T, &str>, otherwise: &str) -> String {
+    match projects {
+        Ok(_) => "bytes and inodes, by project".to_owned(),
+        Err(why) => format!("{otherwise} ({why})"),
+    }
+}
+
+/// The error of a limit for a layer that is in no project.
+pub(super) fn no_project(id: &LayerId) -> Error {
+    let why = "it was made before the filesystem had project quota, or read-only; make it anew";
+    Error::unsupported(format!("quota of layer '{id}'"), why)
 }
 
 /// A whole number with a binary suffix: 64k, 10M, 2GiB.

@@ -3,7 +3,7 @@
 use super::Driver;
 use super::layered::{HOME, Layered, Trial, module_says};
 use super::layout::Layout;
-use super::options::{Config, refuse_backing};
+use super::options::{Config, refuse_backing, told};
 use crate::doctor::{filesystem, overlay};
 use crate::error::{Context, Error, Result};
 use crate::mount::plan::{self, Kind, Mount};
@@ -22,7 +22,7 @@ const IGNORED: [&str; 2] = ["override_kernel_check", "skip_mount_home"];
 
 /// Opens the driver, after it has been seen to work on the store's filesystem.
 pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
-    let settings = config.settings(NAME, &["size", "mountopt"], &IGNORED)?.unlimited(NAME)?;
+    let settings = config.settings(NAME, &["size", "mountopt"], &IGNORED)?;
     change::make_dirs(&config.root, 0o777).on("create", &config.root)?;
     refuse_backing(NAME, &config.root, &REFUSED)?;
     // `trusted.*` is for root of the initial user namespace alone.
@@ -38,19 +38,20 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     }
     mount.extend(settings.mount);
     let metacopy = !user && module_says("metacopy") == Some(true);
+    // One deeper than a mount is: the topmost layer can be the upper directory.
+    let layout = Layout::open(config.root.join(HOME), MOST, false)?;
     let facts = vec![
         ("Backing Filesystem", filesystem::name(&config.root)),
         ("Supports d_type", typed.to_string()),
         ("Using metacopy", metacopy.to_string()),
         ("Native Overlay Diff", true.to_string()),
         ("userxattr", user.to_string()),
-        ("Quota", "none".to_owned()),
+        ("Quota", told(layout.projects(), "none")),
     ];
-    // One deeper than a mount is: the topmost layer can be the upper directory.
-    let layout = Layout::open(config.root.join(HOME), MOST, false)?;
-    let kind = Kind::Overlay;
-    let (most, records, limits) = (MOST, false, None);
-    Ok(Box::new(Layered { name: NAME, kind, layout, most, records, limits, mount, facts }))
+    let (kind, most, limits) = (Kind::Overlay, MOST, settings.limits);
+    let (records, meters) = (false, false);
+    let driver = Layered { name: NAME, kind, layout, most, records, limits, meters, mount, facts };
+    Ok(Box::new(driver.checked()?))
 }
 
 /// Mounts layers of its own and does to them what a container does; whether listings have types.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::LayerId;
 use super::layout::names;
 use crate::error::{Context, Error, Result};
+use crate::quota::Projects;
 use crate::sys::{change, publish, trash};
 
 const NEW: &str = ".new-";
@@ -24,22 +25,41 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The directory.
 #[derive(Clone, Debug)]
-pub(super) struct Shelf(PathBuf);
+pub(super) struct Shelf {
+    dir: PathBuf,
+    /// The projects of what is in it, or why it has none.
+    projects: std::result::Result<Projects, String>,
+    /// What of an entry is in a project; empty for all of it.
+    limited: &'static str,
+}
 
 impl Shelf {
-    /// Opens it, made when it is missing.
-    pub(super) fn open(dir: PathBuf) -> Result<Shelf> {
+    /// Opens it, made when it is missing. Nothing in it can be limited, and `why` says why.
+    pub(super) fn open(dir: PathBuf, why: &str) -> Result<Shelf> {
         change::make_dirs(&dir, 0o710).on("create", &dir)?;
-        Ok(Shelf(dir))
+        Ok(Shelf { dir, projects: Err(why.to_owned()), limited: "" })
+    }
+
+    /// Opens it, made when it is missing. `limited` in an entry, all of it if that is empty, may be in a project, whose limits
+    /// go before it does.
+    pub(super) fn with_projects(dir: PathBuf, limited: &'static str) -> Result<Shelf> {
+        change::make_dirs(&dir, 0o710).on("create", &dir)?;
+        let projects = Projects::open(&dir);
+        Ok(Shelf { dir, projects, limited })
+    }
+
+    /// The projects of what is in it, or why it has none, with what to do.
+    pub(super) fn projects(&self) -> std::result::Result<&Projects, &str> {
+        self.projects.as_ref().map_err(String::as_str)
     }
 
     pub(super) fn dir(&self) -> &Path {
-        &self.0
+        &self.dir
     }
 
     /// Where a layer is, or would be.
     pub(super) fn at(&self, id: &LayerId) -> PathBuf {
-        self.0.join(id.as_str())
+        self.dir.join(id.as_str())
     }
 
     /// Makes what `make` makes at the path it is given appear as `id`; nothing after an error.
@@ -60,7 +80,7 @@ impl Shelf {
             other => other.on("rename", &new),
         });
         match done {
-            Ok(()) => publish::sync_dir(&self.0).on("sync", &self.0),
+            Ok(()) => publish::sync_dir(&self.dir).on("sync", &self.dir),
             Err(error) => {
                 self.delete(&new, None)?;
                 Err(error)
@@ -99,7 +119,7 @@ impl Shelf {
         let gone = self.name(GONE)?;
         let working = self.work()?;
         change::rename(&dir, &gone).on("rename", &dir)?;
-        publish::sync_dir(&self.0).on("sync", &self.0)?;
+        publish::sync_dir(&self.dir).on("sync", &self.dir)?;
         drop(working);
         self.delete(&gone, Some(Instant::now() + PATIENCE))?;
         Ok(())
@@ -108,7 +128,7 @@ impl Shelf {
     /// The layers that `is_layer` knows, sorted.
     pub(super) fn list(&self, is_layer: impl Fn(&LayerId) -> Result<bool>) -> Result<Vec<LayerId>> {
         let mut layers = Vec::new();
-        for id in names(&self.0)?.iter().filter_map(|name| LayerId::new(name).ok()) {
+        for id in names(&self.dir)?.iter().filter_map(|name| LayerId::new(name).ok()) {
             if is_layer(&id)? {
                 layers.push(id);
             }
@@ -124,14 +144,14 @@ impl Shelf {
     ) -> Result<Vec<String>> {
         let mut done = Vec::new();
         if let Some(_alone) = self.alone()? {
-            for name in names(&self.0)?.iter().filter(|name| name.starts_with(NEW)) {
-                let from = self.0.join(name);
+            for name in names(&self.dir)?.iter().filter(|name| name.starts_with(NEW)) {
+                let from = self.dir.join(name);
                 change::rename(&from, &self.name(GONE)?).on("rename", &from)?;
             }
             mend(&mut done)?;
         }
-        for name in names(&self.0)?.iter().filter(|name| name.starts_with(GONE)) {
-            self.delete(&self.0.join(name), None)?;
+        for name in names(&self.dir)?.iter().filter(|name| name.starts_with(GONE)) {
+            self.delete(&self.dir.join(name), None)?;
             done.push(format!(
                 "deleted what was left of something removed or never finished: {name}"
             ));
@@ -142,29 +162,40 @@ impl Shelf {
     /// Keeps others from taking what we are making for something left, as long as the value lives.
     pub(super) fn work(&self) -> Result<File> {
         let file = self.lock_file()?;
-        publish::lock_shared(&file).on("lock", self.0.join(LOCK))?;
+        publish::lock_shared(&file).on("lock", self.dir.join(LOCK))?;
         Ok(file)
     }
 
     /// Keeps others from making anything; nothing when somebody is at it.
     fn alone(&self) -> Result<Option<File>> {
         let file = self.lock_file()?;
-        let locked = publish::try_lock(&file).on("lock", self.0.join(LOCK))?;
+        let locked = publish::try_lock(&file).on("lock", self.dir.join(LOCK))?;
         Ok(locked.then_some(file))
     }
 
     fn lock_file(&self) -> Result<File> {
-        let path = self.0.join(LOCK);
+        let path = self.dir.join(LOCK);
         change::open_or_create(&path).on("open", &path)
+    }
+
+    /// Takes the limits from what goes. Those that stay are nobody's when it has gone.
+    fn release(&self, path: &Path) {
+        let Ok(projects) = &self.projects else { return };
+        let inner = path.join(self.limited);
+        let dir = if self.limited.is_empty() { path } else { &inner };
+        if let Err(error) = projects.release(dir) {
+            log::warn!("{error}");
+        }
     }
 
     fn name(&self, prefix: &str) -> Result<PathBuf> {
         let name = publish::random_name(16).on("getrandom", "")?;
-        Ok(self.0.join(format!("{prefix}{name}")))
+        Ok(self.dir.join(format!("{prefix}{name}")))
     }
 
     fn delete(&self, path: &Path, deadline: Option<Instant>) -> Result<bool> {
+        self.release(path);
         let name = path.file_name().unwrap_or(OsStr::new(""));
-        trash::delete(&self.0, name, deadline).on("delete", path)
+        trash::delete(&self.dir, name, deadline).on("delete", path)
     }
 }

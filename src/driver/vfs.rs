@@ -13,6 +13,7 @@ use super::{
 use crate::doctor::filesystem;
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
+use crate::quota::State;
 use crate::sys::{change, copy, publish};
 
 pub(super) const NAME: &str = "vfs";
@@ -24,6 +25,8 @@ const LOSE_XATTRS: [&str; 2] = ["best-effort", "i_want_broken_containers"];
 struct Vfs {
     home: PathBuf,
     layers: Shelf,
+    /// Limits of read-write layers that come without.
+    limits: Quota,
     /// Attributes that the filesystem does not take are left out.
     lose_xattrs: bool,
     backing: String,
@@ -31,7 +34,7 @@ struct Vfs {
 
 /// Opens the driver.
 pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
-    let settings = config.settings(NAME, &["size"], &["xattrs"])?.unlimited(NAME)?;
+    let settings = config.settings(NAME, &["size"], &["xattrs"])?;
     let lose_xattrs = match settings.other.get("xattrs") {
         None => false,
         Some(value) if LOSE_XATTRS.contains(&value.as_str()) => true,
@@ -41,9 +44,12 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         }
     };
     let home = config.root.join(NAME);
-    let layers = Shelf::open(home.join("dir"))?;
+    let layers = Shelf::with_projects(home.join("dir"), "")?;
     let backing = filesystem::name(&home);
-    Ok(Box::new(Vfs { home, layers, lose_xattrs, backing }))
+    let limits = settings.limits;
+    let driver = Vfs { home, layers, limits, lose_xattrs, backing };
+    driver.check_limits(limits)?;
+    Ok(Box::new(driver))
 }
 
 impl Vfs {
@@ -54,9 +60,45 @@ impl Vfs {
         }
     }
 
+    /// Whether layers can have these limits.
+    fn check_limits(&self, limits: Quota) -> Result<()> {
+        options::check_kept(NAME, self.layers.projects(), limits)
+    }
+
+    /// The limits and the use of a layer in a project of its own; `None` of another.
+    fn state(&self, id: &LayerId) -> Result<Option<State>> {
+        let dir = self.dir(id)?;
+        self.layers.projects().map_or(Ok(None), |projects| projects.state(&dir))
+    }
+
+    /// Makes the directory of a new layer. One that is written has a project, so that it can be limited later: what it holds
+    /// then stays where it is.
+    fn make(&self, new: &Path, read_only: bool) -> Result<()> {
+        layout::make_dir(new, 0o755)?;
+        match self.layers.projects() {
+            Ok(projects) if !read_only => projects.assign(&[new]),
+            _ => Ok(()),
+        }
+    }
+
+    /// Limits a new layer that is whole. It was made without limits: not everybody is held to them, and whoever is
+    /// learns more from this than from a copy that ends in the middle.
+    fn limit_new(&self, id: &LayerId, new: &Path, limits: Quota) -> Result<()> {
+        let Ok(projects) = self.layers.projects() else { return Ok(()) };
+        let Some(State { usage, .. }) = projects.state(new)? else { return Ok(()) };
+        let over = |limit: Option<u64>, used: u64| limit.is_some_and(|limit| used > limit);
+        if over(limits.bytes, usage.bytes) || over(limits.inodes, usage.inodes) {
+            let Usage { bytes, inodes } = usage;
+            let why = format!("the copy of its parent takes {bytes} bytes and {inodes} inodes");
+            return Err(Error::invalid(format!("limits of layer '{id}'"), why));
+        }
+        projects.limit(new, limits)
+    }
+
+    /// Copies into an empty directory.
     fn copy(&self, from: &Path, to: &Path, link: bool) -> Result<()> {
         let how = copy::How { link, lose_xattrs: self.lose_xattrs };
-        copy::tree(from, to, how).map_err(|failure| {
+        copy::content(from, to, how).map_err(|failure| {
             let path = from.join(failure.path);
             match failure.error.kind() {
                 std::io::ErrorKind::Unsupported => Error::unsupported(
@@ -82,17 +124,19 @@ impl Driver for Vfs {
     }
 
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
-        options::check(NAME, spec)?;
+        let limits = options::limits(spec, self.limits)?;
+        self.check_limits(limits)?;
         self.layers.publish(id, |new| {
-            match parent {
-                None => layout::make_dir(new, 0o755)?,
-                Some(parent) => self.copy(&self.dir(parent)?, new, false)?,
+            self.make(new, spec.read_only)?;
+            if let Some(parent) = parent {
+                self.copy(&self.dir(parent)?, new, false)?;
             }
             if let Some(label) = &spec.label {
                 let set = change::set_xattr(new, "security.selinux", label.as_bytes());
                 set.on("set the label of", new)?;
             }
-            publish::sync_filesystem(new).on("sync", new)
+            publish::sync_filesystem(new).on("sync", new)?;
+            self.limit_new(id, new, limits)
         })
     }
 
@@ -134,15 +178,20 @@ impl Driver for Vfs {
         split: Option<&mut dyn Write>,
     ) -> Result<Applied> {
         let dir = self.dir(id)?;
+        let limited = self.state(id)?;
         self.layers.replace(&dir, |new| {
-            // The names are new and the files are not: an archive replaces files and never changes one.
+            self.make(new, limited.is_none())?;
+            // The names are new and the files are not: an archive replaces files and never changes one. In a project it
+            // has copies, which a file cannot share with that of the old ones.
             self.copy(&dir, new, true)?;
             let target = Target {
                 root: new.to_path_buf(),
                 lowers: Vec::new(),
                 deletions: Deletions::Remove,
             };
-            fill::fill(target, archive, limits, split)
+            let applied = fill::fill(target, archive, limits, split)?;
+            self.limit_new(id, new, limited.unwrap_or_default().limits)?;
+            Ok(applied)
         })
     }
 
@@ -151,16 +200,25 @@ impl Driver for Vfs {
     }
 
     fn quota(&self, id: &LayerId) -> Result<Quota> {
-        self.dir(id).map(|_| Quota::default())
+        Ok(self.state(id)?.unwrap_or_default().limits)
     }
 
     fn set_quota(&self, id: &LayerId, quota: Quota) -> Result<()> {
-        self.dir(id)?;
-        if quota == Quota::default() { Ok(()) } else { Err(options::no_quota(NAME)) }
+        options::check_limits(quota, false)?;
+        self.check_limits(quota)?;
+        match (self.layers.projects(), self.state(id)?) {
+            (Ok(projects), Some(_)) => projects.limit(&self.dir(id)?, quota),
+            _ if quota.is_none() => Ok(()),
+            _ => Err(options::no_project(id)),
+        }
     }
 
+    /// Of a layer in a project its count, which takes no walk.
     fn usage(&self, id: &LayerId) -> Result<Usage> {
-        layout::usage(&self.dir(id)?)
+        match self.state(id)? {
+            Some(state) => Ok(state.usage),
+            None => layout::usage(&self.dir(id)?),
+        }
     }
 
     fn metadata(&self, id: &LayerId) -> Result<Vec<(&'static str, String)>> {
@@ -168,7 +226,8 @@ impl Driver for Vfs {
     }
 
     fn status(&self) -> Vec<(&'static str, String)> {
-        let mut facts = vec![("Backing Filesystem", self.backing.clone())];
+        let quota = options::told(self.layers.projects(), "none");
+        let mut facts = vec![("Backing Filesystem", self.backing.clone()), ("Quota", quota)];
         if self.lose_xattrs {
             facts.push(("Extended file attributes", "best-effort".to_owned()));
         }

@@ -38,12 +38,17 @@ pub struct Failure {
 
 /// Copies the content and attributes of the directory `from` to the new directory `to`.
 pub fn tree(from: &Path, to: &Path, how: How) -> Result<(), Failure> {
+    change::make_dir(to, 0o777).map_err(|error| Failure { path: PathBuf::new(), error })?;
+    content(from, to, how)
+}
+
+/// The same where `to` is there already, and empty.
+pub fn content(from: &Path, to: &Path, how: How) -> Result<(), Failure> {
     let at = |path: &Path| {
         let path = path.to_path_buf();
         move |error| Failure { path, error }
     };
     let root = Path::new("");
-    change::make_dir(to, 0o777).map_err(at(root))?;
     let source = tree::open_root(from).map_err(at(root))?;
     let target = tree::open_root(to).map_err(at(root))?;
     let mut copy = Copy { how, names: HashMap::new(), target };

@@ -262,6 +262,17 @@ pub fn raise_open_files() -> io::Result<()> {
     )?)
 }
 
+/// Gives up the right to exceed quotas (`CAP_SYS_RESOURCE`), for this thread and those it starts.
+pub fn keep_to_limits() -> io::Result<()> {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let mut sets = capabilities(None)?;
+    if sets.effective.contains(CapabilitySet::SYS_RESOURCE) {
+        sets.effective.remove(CapabilitySet::SYS_RESOURCE);
+        set_capabilities(None, sets)?;
+    }
+    Ok(())
+}
+
 /// A pipe, reading end first; neither end survives an exec.
 pub fn pipe() -> io::Result<(File, File)> {
     let (reading, writing) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
