@@ -95,6 +95,10 @@ fn prepare(options: Options, mountpoint: &Path) -> Result<Session> {
     if let Err(error) = sys::raise_open_files() {
         log::debug!("raise the limit of open files: {error}");
     }
+    // What users write through the mount is held to their limits, as the kernel's overlay does.
+    if let Err(error) = sys::keep_to_limits() {
+        log::debug!("give up CAP_SYS_RESOURCE: {error}");
+    }
     // A name over our own mount's directory is resolved once, here; the server never walks it again.
     Ok(plyfs_fuse::mount(options, mountpoint)?)
 }
