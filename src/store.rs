@@ -16,13 +16,14 @@ mod pending;
 mod record;
 mod view;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::driver::{self, Create, Driver, LayerId};
+use crate::driver::{self, Create, Driver, LayerId, Quota};
 use crate::durable::{self, Staged};
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
@@ -176,6 +177,24 @@ impl Store {
         });
         record.write(&dir)?;
         Ok(applied)
+    }
+
+    /// Changes the limits of a read-write layer: `size`, `inodes`, each a number or `none`; the others stay.
+    pub fn limit(&self, id: &LayerId, options: &BTreeMap<String, String>) -> Result<Quota> {
+        let pending = self.begin(id)?;
+        let limited = self.limit_pending(id, options);
+        pending.done()?;
+        limited
+    }
+
+    fn limit_pending(&self, id: &LayerId, options: &BTreeMap<String, String>) -> Result<Quota> {
+        let record = self.get(id)?;
+        let limits = self.driver.quota(id)?.with(options)?;
+        if record.read_only && !limits.is_none() {
+            return Err(driver::no_limits());
+        }
+        self.driver.set_quota(id, limits)?;
+        self.driver.quota(id)
     }
 
     /// Removes a layer that nothing is built on. When this returns the name is free.

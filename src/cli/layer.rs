@@ -19,6 +19,7 @@ Examples:
   cd $(plyfs layer mount box)                     see it, change it
   plyfs layer changes box                         what it adds, changes and deletes
   plyfs layer diff box -o box.tar                 the same as an image layer
+  plyfs layer quota box --size 10G                limit what it holds; without options: print limits and use
   plyfs layer umount box && plyfs layer rm box";
 
 /// Keep directories as layers: make, fill, mount, compare and remove them
@@ -100,6 +101,17 @@ enum Verb {
         /// Its name
         id: String,
     },
+    /// Print the limits of a layer and what it takes; change them first, if any are given
+    Quota {
+        /// Bytes it may hold, with k, m, g or t; none for no limit
+        #[arg(long, value_name = "N")]
+        size: Option<String>,
+        /// Inodes it may hold; none for no limit
+        #[arg(long, value_name = "N")]
+        inodes: Option<String>,
+        /// Its name
+        id: String,
+    },
     /// Print everything that is known of a layer, as JSON
     Inspect {
         /// Its name
@@ -141,6 +153,12 @@ pub fn run(args: &Args, state: &StateArgs) -> Result<u8> {
         Verb::Size { id } => {
             let size = store.size(&LayerId::new(id)?)?;
             tell(&size.to_string(), ("size", size.into()), state.json)?;
+        }
+        Verb::Quota { size, inodes, id } => {
+            let given = [("size", size), ("inodes", inodes)];
+            let given = given.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+            let options = given.map(|(key, value)| (key.to_owned(), value.clone())).collect();
+            quota(&store, &LayerId::new(id)?, &options, state.json)?;
         }
         Verb::Inspect { id } => inspect(&store, &LayerId::new(id)?)?,
         Verb::Ls => list(&store, state.json)?,
@@ -187,14 +205,44 @@ fn diff(store: &Store, id: &LayerId, output: Option<&Path>) -> Result<()> {
     out.flush().on("write", "standard output")
 }
 
+/// Changes limits, if there is anything to change, and tells them.
+fn quota(
+    store: &Store,
+    id: &LayerId,
+    options: &BTreeMap<String, String>,
+    json: bool,
+) -> Result<()> {
+    store.get(id)?;
+    let limits = match options.is_empty() {
+        true => store.driver().quota(id)?,
+        false => store.limit(id, options)?,
+    };
+    let usage = store.driver().usage(id)?;
+    let facts = [("bytes", usage.bytes, limits.bytes), ("inodes", usage.inodes, limits.inodes)];
+    if json {
+        let told = facts.map(|(what, used, limit)| {
+            (what.to_owned(), serde_json::json!({ "used": used, "limit": limit }))
+        });
+        return super::print_json(&BTreeMap::from(told));
+    }
+    let mut text = format!("{:6}  {:>20}  {:>20}\n", "", "USED", "LIMIT");
+    for (what, used, limit) in facts {
+        let limit = limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string());
+        text.push_str(&format!("{what:6}  {used:>20}  {limit:>20}\n"));
+    }
+    super::print(text.as_bytes())
+}
+
 fn inspect(store: &Store, id: &LayerId) -> Result<()> {
     let record = store.get(id)?;
+    let limits = store.driver().quota(id)?;
     let usage = store.driver().usage(id)?;
     let metadata: BTreeMap<_, _> = store.driver().metadata(id)?.into_iter().collect();
     super::print_json(&serde_json::json!({
         "layer": record,
         "driver": store.driver().name(),
         "metadata": metadata,
+        "quota": { "bytes": limits.bytes, "inodes": limits.inodes },
         "usage": { "bytes": usage.bytes, "inodes": usage.inodes },
     }))
 }
