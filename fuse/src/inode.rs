@@ -410,11 +410,16 @@ impl Table {
             debug_assert!(less.is_ok() && had >= count, "more forgets than lookups");
         }
         self.sweep(ino);
-        let again = self.limbo.lock().pop();
-        if let Some(ino) = again {
+        self.sweep_late();
+        self.rest.fetch_add(1, Ordering::Relaxed) % FORGETS == FORGETS - 1 && self.has_shrunk()
+    }
+
+    /// Removes one that was in use when it should have left, if it is not now.
+    pub(crate) fn sweep_late(&self) {
+        let late = self.limbo.lock().pop();
+        if let Some(ino) = late {
             self.sweep(ino);
         }
-        self.rest.fetch_add(1, Ordering::Relaxed) % FORGETS == FORGETS - 1 && self.has_shrunk()
     }
 
     /// Whether most of many inodes have left since this was so before; the table gets smaller then. The

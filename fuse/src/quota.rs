@@ -46,7 +46,7 @@ const TIGHT: Used = Used { bytes: 4 << 20, inodes: 256 };
 /// How often a count is made when others were at work meanwhile.
 const TRIES: u32 = 3;
 /// How long the kernel may take to say that it has forgotten what was just deleted.
-pub(crate) const FORGETS_WITHIN: Duration = Duration::from_millis(100);
+pub(crate) const FORGETS_WITHIN: Duration = Duration::from_millis(300);
 
 /// What is, or may be, in an upper directory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -284,7 +284,8 @@ impl Meter {
 
     /// Whether the kernel may just be saying that it has forgotten something.
     pub(crate) fn is_leaving(&self) -> bool {
-        self.books.lock().left.is_some_and(|left| left.elapsed() < FORGETS_WITHIN)
+        let left = self.books.lock().left;
+        left.is_some_and(|left| left.elapsed() < FORGETS_WITHIN) && self.objects.lock().keep_any()
     }
 
     /// Whether `give_back`, which gives back blocks that were taken in advance, is worth a try; it says whether there were any.

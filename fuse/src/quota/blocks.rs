@@ -93,6 +93,7 @@ impl Overlay {
         let start = Instant::now();
         while meter.is_leaving() && start.elapsed() < FORGETS_WITHIN {
             std::thread::sleep(Duration::from_millis(1));
+            self.table.sweep_late();
             if let Some(room) = meter.reserve(room) {
                 return Ok(Some(room));
             }

@@ -72,6 +72,11 @@ impl Objects {
         kept
     }
 
+    /// Whether any object is kept.
+    pub(super) fn keep_any(&self) -> bool {
+        self.all.values().any(|object| object.kept)
+    }
+
     /// Whether the whiteout that gets further names is one that nobody has booked; whoever asks does.
     pub(super) fn is_new_whiteout(&mut self, id: Id) -> bool {
         self.whiteout.replace(id) != Some(id)
