@@ -30,6 +30,7 @@ use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
 use crate::mount::plan::Mount;
 use crate::mount::table;
+pub use crate::quota::{Quota, Usage};
 use crate::sys::{self, change};
 
 /// The longest name of a layer: it becomes the name of a directory beside which others get longer ones.
@@ -72,15 +73,6 @@ impl fmt::Display for LayerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// Limits of what a layer may take; `None` is no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Quota {
-    /// Bytes.
-    pub bytes: Option<u64>,
-    /// Inodes.
-    pub inodes: Option<u64>,
 }
 
 /// How a layer is made.
@@ -133,15 +125,6 @@ pub enum Diffing {
     Native,
     /// By comparing both trees.
     Naive,
-}
-
-/// What a layer takes on disk, its parents not counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Bytes of blocks, a file with several names once.
-    pub bytes: u64,
-    /// Inodes.
-    pub inodes: u64,
 }
 
 /// Opens files of a layer by path, to put its archive together again.

@@ -15,7 +15,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::driver::{Quota, Usage};
 use crate::error::{Context, Error, Result};
 use crate::sys::quota::{Balance, Ledger, Project};
 use crate::sys::{self, change, tree};
@@ -26,6 +25,24 @@ const BASE: u32 = 1_000_000;
 const NAMED: [&str; 2] = ["/etc/projects", "/etc/projid"];
 /// The lock that orders all processes. Where it cannot be had one in the home orders those of one store.
 const LOCKS: [&str; 2] = ["/run/plyfs/quota.lock", ".lock"];
+
+/// Limits of what a layer may take; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Bytes.
+    pub bytes: Option<u64>,
+    /// Inodes.
+    pub inodes: Option<u64>,
+}
+
+/// What a layer takes on disk, its parents not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes of blocks, a file with several names once.
+    pub bytes: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
 
 /// The calls that this room needs of a filesystem.
 trait Filesystem: Debug + Send + Sync {
@@ -96,9 +113,12 @@ impl Projects {
         let ledger = Ledger::open(home).map_err(failed)?;
         if !ledger.is_enforced().map_err(failed)? {
             return Err(match kind.as_str() {
-                "xfs" => "project quota is off; mount the xfs with prjquota".to_owned(),
-                "ext4" => "project quota is off; mount the ext4 with prjquota, made with \
-                           mkfs.ext4 -O quota,project"
+                "xfs" => {
+                    "project quota is off; mount the xfs with prjquota, on Linux 5.14 or newer"
+                        .to_owned()
+                }
+                "ext4" => "project quota is off; mount the ext4, made with -O quota,project, with \
+                           prjquota, on Linux 5.14 or newer"
                     .to_owned(),
                 _ => format!("{kind} has no project quota; xfs and ext4 mounted with prjquota do"),
             });

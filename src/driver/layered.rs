@@ -88,7 +88,7 @@ impl Layered {
         if limits.is_none() || self.layout.state(id)?.is_some() {
             return Ok(Quota::default());
         }
-        if !self.meters {
+        if !self.meters || !self.layout.can_mount(id)? {
             log::warn!("layer '{id}': its limits are not kept by {}", self.name);
             return Ok(Quota::default());
         }

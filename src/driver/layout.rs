@@ -354,6 +354,13 @@ impl Layout {
         limits::write(&dir, limits)
     }
 
+    /// Whether the layer has what a mount needs. One that was limited by its project after it was made may not.
+    pub(super) fn can_mount(&self, id: &LayerId) -> Result<bool> {
+        let dir = self.dir(id)?;
+        let below = !self.lower(id)?.is_empty() || dir.join("empty").is_dir();
+        Ok(below && dir.join("work").is_dir())
+    }
+
     /// What a layer holds, of what it and its scratch space take.
     pub(super) fn without_work(&self, id: &LayerId, both: super::Usage) -> Result<super::Usage> {
         let work = self.dir(id)?.join("work");
