@@ -256,7 +256,36 @@ fn run(program: &Path, mut options: Options, target: &Path, lock: Option<&File>)
     if output.status.success() {
         return Ok(());
     }
-    let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let text = text.strip_prefix("plyfs: ").unwrap_or(&text).to_owned();
+    let text = said(&String::from_utf8_lossy(&output.stderr), target);
     Err(Error::io("mount", target, std::io::Error::other(text)))
+}
+
+/// The error among the lines of a program that was to mount, without what its reader says too.
+fn said(lines: &str, target: &Path) -> String {
+    let error = |line: &'_ str| {
+        let text = line.strip_prefix("plyfs: ")?;
+        (!text.starts_with("warning: ")).then(|| text.to_owned())
+    };
+    let text = lines.lines().rev().find_map(error).unwrap_or_else(|| lines.trim().to_owned());
+    let same = format!("mount {}: ", target.display());
+    text.strip_prefix(&same).map_or_else(|| text.clone(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_another_program_is_told_once() {
+        let target = Path::new("/a b/merged");
+        for (lines, text) in [
+            ("plyfs: mount /a b/merged: refused\n", "refused"),
+            ("plyfs: warning: x\nplyfs: open /l: no such\nhint: look\n", "open /l: no such"),
+            ("[WARN] w\nplyfs: option 'x': unknown\n", "option 'x': unknown"),
+            ("killed by a stranger\n", "killed by a stranger"),
+            ("", ""),
+        ] {
+            assert_eq!(said(lines, target), text);
+        }
+    }
 }
