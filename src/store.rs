@@ -94,10 +94,15 @@ impl Store {
 
     /// The record of a layer that nobody changes.
     fn at_rest(&self, id: &LayerId) -> Result<Record> {
-        match self.pending().join(id.as_str()).exists() {
+        match self.is_changing(id) {
             true => Err(changing(id)),
             false => self.get(id),
         }
+    }
+
+    /// Whether somebody makes, fills or removes a layer, or a crash left that and it could not be cleared away.
+    fn is_changing(&self, id: &LayerId) -> bool {
+        self.pending().join(id.as_str()).exists()
     }
 
     /// Makes the record of a layer that has storage, whole. `seen` is what its parent was when the storage was made.
@@ -294,7 +299,7 @@ impl Store {
     /// Storage that no record names and nobody is working on.
     pub fn unknown(&self) -> Result<Vec<LayerId>> {
         let mut unknown = self.driver.list()?;
-        unknown.retain(|id| !self.pending().join(id.as_str()).exists());
+        unknown.retain(|id| !self.is_changing(id));
         let mut result = Vec::new();
         for id in unknown {
             match self.find(&id) {

@@ -159,7 +159,31 @@ fn nothing_is_pruned_where_parents_cannot_be_told(store: &driver_kit::Store) {
     assert!(store.0.driver.exists(&id("base")).unwrap());
 }
 
+fn what_others_work_on_is_not_called_broken(store: &driver_kit::Store) {
+    let store = Box_(store);
+    two_layers(&store);
+    fs::write(store.0.own("base").join("a"), "half").unwrap();
+    finds(&store, "layer 'base': file 'a': ");
+    let path = store.0.root().join("pending/base");
+    let mut file = fs::File::create_new(&path).unwrap();
+    rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    std::io::Write::write_all(&mut file, b"apply").unwrap();
+    store
+        .does(&["check"])
+        .says("layer 'base': not looked at: another process changes it\n2 layers, nothing wrong");
+    let json: Value = serde_json::from_str(&store.does(&["--json", "check"]).stdout).unwrap();
+    assert_eq!(
+        (&json["busy"][0], &json["problems"]),
+        (&"base".into(), &Value::Array(vec![])),
+        "{json}"
+    );
+    fs::remove_file(&path).unwrap();
+    drop(file);
+    finds(&store, "layer 'base': file 'a': ");
+}
+
 every_driver! {
+    busy, what_others_work_on_is_not_called_broken;
     refused_removal, a_refused_removal_leaves_the_store_open;
     untold_parents, nothing_is_pruned_where_parents_cannot_be_told;
     changed_files, changed_files_are_named;

@@ -47,6 +47,9 @@ fn text(checked: &Checked) -> String {
         };
         text.push_str(&format!("layer '{layer}': {what}{then}\n"));
     }
+    for layer in &checked.busy {
+        text.push_str(&format!("layer '{layer}': not looked at: another process changes it\n"));
+    }
     let repaired = checked.problems.iter().filter(|problem| problem.repaired).count();
     let layers = counted(checked.layers, "layer");
     text.push_str(&match (checked.problems.len(), repaired) {

@@ -35,6 +35,8 @@ pub struct Checked {
     pub layers: usize,
     /// What is wrong, by layer.
     pub problems: Vec<Problem>,
+    /// Layers that somebody is making, filling or removing: what is there of them says nothing.
+    pub busy: Vec<String>,
 }
 
 impl Checked {
@@ -80,12 +82,23 @@ impl Store {
                 Err(error) => return Err(error),
             };
             checked.layers += 1;
-            let known = checked.problems.len();
-            self.check_layer(&id, &record, repair, &mut checked)?;
-            if checked.problems.len() > known && self.find(&id)?.is_none() {
-                // It was removed while it was looked at.
-                checked.problems.truncate(known);
+            if self.is_changing(&id) {
+                checked.busy.push(id.to_string());
+                continue;
             }
+            let known = checked.problems.len();
+            let looked = self.check_layer(&id, &record, repair, &mut checked);
+            if looked.is_ok() && checked.problems.len() == known {
+                continue;
+            }
+            // It may have been changed or removed while it was looked at.
+            let now = self.find(&id)?;
+            if self.is_changing(&id) || now.as_ref() != Some(&record) {
+                checked.problems.truncate(known);
+                checked.busy.extend(now.map(|record| record.id));
+                continue;
+            }
+            looked?;
         }
         for id in self.unknown()? {
             checked.add(id.as_str(), "there is storage without a record", "plyfs prune removes it");
