@@ -155,6 +155,10 @@ impl Store {
         if record.content.is_some() {
             return refuse("holds an archive already");
         }
+        let users = self.users(id)?;
+        if users > 0 {
+            return Err(mounted(id, users));
+        }
         match self.child_of(id)? {
             Some(child) => refuse(&format!("has layer '{child}' on top of it")),
             None => Ok(()),
@@ -241,8 +245,7 @@ impl Store {
         // A record whose storage is lost can be removed too.
         let users = if self.driver.exists(id)? { self.users(id)? } else { 0 };
         if users > 0 {
-            let by = format!("its mount, {users} times; unmount it first");
-            return Err(Error::InUse { kind: "layer", name: id.to_string(), by });
+            return Err(mounted(id, users));
         }
         pending.say(Work::Remove)?;
         let (dir, gone) = (self.layers().join(id.as_str()), self.hidden());
@@ -413,6 +416,11 @@ impl Store {
 /// Whether a name beside records is not one's.
 fn is_hidden(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".")
+}
+
+fn mounted(id: &LayerId, users: u64) -> Error {
+    let by = format!("its mount, {users} times; unmount it first");
+    Error::InUse { kind: "layer", name: id.to_string(), by }
 }
 
 fn changing(id: &LayerId) -> Error {

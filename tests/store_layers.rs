@@ -45,12 +45,27 @@ fn a_layer_in_use_is_not_removed(store: &driver_kit::Store) {
     store.fill("base", None, &tree(store.0));
     store.does(&["layer", "create", "--parent", "base", "box"]);
     store.plyfs(&["layer", "rm", "base"]).exits(1).complains("layer 'box', which lies on it");
-    if store.0.driver.name() != "vfs" {
-        store.does(&["layer", "mount", "box"]);
-        store.plyfs(&["layer", "rm", "box"]).exits(1).complains("unmount it first");
-        store.does(&["layer", "umount", "box"]);
+    store.does(&["layer", "create", "--read-only", "empty"]);
+    for name in ["box", "empty"] {
+        let umount = ["layer", "umount", name];
+        let none = format!("mount of layer '{name}': not found");
+        store.plyfs(&umount).exits(1).complains(&none);
+        store.does(&["layer", "mount", name]);
+        store.does(&["layer", "mount", name]);
+        store.does(&umount);
+        store
+            .plyfs(&["layer", "rm", name])
+            .exits(1)
+            .complains("its mount, 1 times; unmount it first");
+        if name == "empty" {
+            let archive = store.0.sandbox.at("base.tar");
+            let apply = ["layer", "apply", name, archive.to_str().unwrap()];
+            store.plyfs(&apply).exits(1).complains("unmount it first");
+        }
+        store.does(&umount);
+        store.plyfs(&umount).exits(1).complains(&none);
     }
-    store.does(&["layer", "rm", "box", "base"]);
+    store.does(&["layer", "rm", "empty", "box", "base"]);
     store.plyfs(&["layer", "exists", "base"]).exits(1);
     assert_eq!(store.does(&["layer", "ls"]).stdout, "");
     assert_eq!(store.0.driver.list().unwrap(), []);

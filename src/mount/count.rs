@@ -4,6 +4,9 @@
 //! the truth: a mount that is gone has no users, whatever the record says, and one without a record has one. So the run
 //! directory may be lost, and mounts may be taken away behind our back. A lock in the run directory orders all processes.
 //!
+//! A layer that is seen without a mount has no such truth: `NAME.used` counts who was given its directory and has not given it back,
+//! in this boot.
+//!
 //! Beside `NAME.json` there is `NAME.new` while a mount is made or taken away. Without somebody who has the lock it was left by
 //! a crash: whether the mount is there is seen, and if it is not, its directory goes ([`Counts::sweep`]).
 
@@ -24,6 +27,8 @@ const VERSION: u32 = 1;
 const RECORD: &str = ".json";
 const UNFINISHED: &str = ".tmp";
 const BEGUN: &str = ".new";
+/// Of the count of those who use a layer's directory, where nothing is mounted.
+const USED: &str = ".used";
 
 /// The counts of one store.
 #[derive(Clone, Debug)]
@@ -38,6 +43,14 @@ struct Record {
     /// The kernel's numbers of the mount and its device: together they tell a mount from a later one at the same place.
     mount: u64,
     device: (u32, u32),
+}
+
+/// How many use a directory.
+#[derive(Debug, Serialize, Deserialize)]
+struct Used {
+    version: u32,
+    count: u64,
+    boot: String,
 }
 
 /// What is noted while a mount is made or taken away.
@@ -117,6 +130,48 @@ impl Counts {
         taken.map(|()| 0)
     }
 
+    /// One user more of a layer that is seen where it is.
+    pub fn take(&self, name: &str) -> Result<()> {
+        let _lock = self.lock()?;
+        self.write_used(name, self.read_used(name)? + 1)
+    }
+
+    /// One user fewer; whether there was one.
+    pub fn give_back(&self, name: &str) -> Result<bool> {
+        let _lock = self.lock()?;
+        match self.read_used(name)? {
+            0 => Ok(false),
+            count => self.write_used(name, count - 1).map(|()| true),
+        }
+    }
+
+    /// How many use a layer's directory.
+    pub fn used(&self, name: &str) -> Result<u64> {
+        let _lock = self.lock()?;
+        self.read_used(name)
+    }
+
+    fn read_used(&self, name: &str) -> Result<u64> {
+        let path = self.at(name, USED)?;
+        let bytes = match std::fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+            other => other.on("read", &path)?,
+        };
+        let used: Option<Used> = serde_json::from_slice(&bytes).ok();
+        let used = used.filter(|used| used.version == VERSION && used.boot == boot());
+        Ok(used.map_or(0, |used| used.count))
+    }
+
+    fn write_used(&self, name: &str, count: u64) -> Result<()> {
+        let path = self.at(name, USED)?;
+        if count == 0 {
+            return change::remove_file_if_any(&path).map(drop).on("remove", path);
+        }
+        let new =
+            self.write_new(name, UNFINISHED, &Used { version: VERSION, count, boot: boot() })?;
+        change::rename(&new, &path).on("rename", &new)
+    }
+
     /// Does `work` where the layer is not mounted, and keeps everybody from mounting it meanwhile; whether it was done.
     pub fn unless_mounted(
         &self,
@@ -138,6 +193,7 @@ impl Counts {
         }
         let counts = Counts(dir.to_path_buf());
         let _lock = counts.lock()?;
+        counts.write_used(name, 0)?;
         counts.forget(name)?;
         counts.end(name)
     }

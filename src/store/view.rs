@@ -23,30 +23,51 @@ impl Store {
         let mut options = options.clone();
         options.read_only |= record.read_only;
         options.label = options.label.or(record.label);
-        match self.driver.view(id, &options)? {
-            View::Path(path) => Ok(path),
+        let (view, counts) = (self.driver.view(id, &options)?, self.counts()?);
+        let path = match &view {
+            View::Path(path) => counts.take(id.as_str()).map(|()| path.clone())?,
             View::Mount(mount) => {
                 self.settle_names(id)?;
-                let path = self.counts()?.mount(id.as_str(), &mount, &server())?;
-                if self.find(id)?.is_none() {
-                    // It was removed meanwhile.
-                    self.counts()?.unmount(id.as_str(), &mount.target)?;
-                    return Err(Error::NotFound { kind: "layer", name: id.to_string() });
-                }
-                Ok(path)
+                counts.mount(id.as_str(), mount, &server())?
             }
+        };
+        if self.find(id)?.is_some() {
+            return Ok(path);
         }
+        // It was removed meanwhile.
+        match &view {
+            View::Path(_) => drop(counts.give_back(id.as_str())?),
+            View::Mount(mount) => drop(counts.unmount(id.as_str(), &mount.target)?),
+        }
+        Err(Error::NotFound { kind: "layer", name: id.to_string() })
     }
 
     /// Takes one mount of a layer back; the last one unmounts it.
     pub fn unmount(&self, id: &LayerId) -> Result<()> {
         self.get(id)?;
-        match self.driver.view(id, &MountOptions::default())? {
-            View::Path(_) => Ok(()),
-            View::Mount(mount) => match self.counts()?.unmount(id.as_str(), &mount.target)? {
-                0 => self.settle_names(id),
-                _ => Ok(()),
-            },
+        self.release(id)
+    }
+
+    /// One user fewer of a layer. What it was seen by may be another way than it would be now: a layer can become one that is
+    /// mounted.
+    fn release(&self, id: &LayerId) -> Result<()> {
+        let (counts, name) = (self.counts()?, id.as_str());
+        if let View::Mount(mount) = self.driver.view(id, &MountOptions::default())? {
+            match counts.unmount(name, &mount.target) {
+                Err(Error::NotFound { .. }) => {}
+                left => {
+                    let settled = if left? == 0 { self.settle_names(id) } else { Ok(()) };
+                    // It is unmounted all the same, and whoever reads the layer next tries again.
+                    if let Err(error) = settled {
+                        log::warn!("layer '{id}': {error}");
+                    }
+                    return Ok(());
+                }
+            }
+        }
+        match counts.give_back(name)? {
+            true => Ok(()),
+            false => Err(Error::NotFound { kind: "mount of layer", name: id.to_string() }),
         }
     }
 
@@ -65,9 +86,11 @@ impl Store {
 
     /// How many have the layer mounted.
     pub fn users(&self, id: &LayerId) -> Result<u64> {
+        let counts = self.counts()?;
+        let used = counts.used(id.as_str())?;
         match self.driver.view(id, &MountOptions::default())? {
-            View::Path(_) => Ok(0),
-            View::Mount(mount) => self.counts()?.count(id.as_str(), &mount.target),
+            View::Path(_) => Ok(used),
+            View::Mount(mount) => Ok(used + counts.count(id.as_str(), &mount.target)?),
         }
     }
 
