@@ -5,9 +5,10 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use plyfs::layer::compare::{self, Tree};
+use plyfs::layer::compare::{self, Comparison, Tree};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
+use crate::common::cmd::Cmd;
 use crate::common::sandbox::Sandbox;
 use crate::needs;
 
@@ -155,6 +156,32 @@ fn data_written_within_one_tick_is_compared() {
     }
     let pair = Pair(sandbox);
     assert_eq!(pair.lines(), ["C /f"]);
+}
+
+/// What a user does who keeps times: `cp -p` over a file, the same by a rename, and `touch -r` after a write.
+#[test]
+fn data_that_changed_under_the_same_attributes_is_found_since_a_time() {
+    let steps: [(&str, &str); 3] = [
+        ("cp -p over it", "cp -p b a"),
+        ("a copy moved over it", "cp -p b c && mv c a"),
+        ("written, and its time put back", "cp -p a r; printf x > a; touch -r r a; rm r"),
+    ];
+    for (what, step) in steps {
+        let pair = Pair::of(base);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let step = format!("cd \"$1\" && {step}");
+        keep_time(&pair.changed(), || {
+            Cmd::new("sh").args(["-c", &step, "sh"]).arg(pair.changed()).succeeds();
+        });
+        let (old, new) = (pair.tree("old"), pair.tree("new"));
+        let since = |since| {
+            let list = Comparison { old: Some(&old), new: &new, since }.list().unwrap();
+            list.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(since(Some(i64::try_from(now).unwrap())), ["C /a"], "{what}");
+        // Times are believed where nobody says since when.
+        assert_eq!(since(None), [""; 0], "{what}");
+    }
 }
 
 #[test]

@@ -3,7 +3,9 @@
 //! What an image layer carries is compared: kind, owner, mode, device number, size, time of change to the nanosecond,
 //! extended attributes, target of a symlink, and which names are one file. Data is read only where the rest is equal and
 //! cannot be trusted to tell: where a file was written so shortly before its inode last changed that both writings may
-//! bear the same time. The root itself is no part of a layer.
+//! bear the same time, and where its inode has changed since the new tree was made ([`Comparison::since`]): a time of change
+//! can be set to what it was (`touch -r`, `cp -p`, archives whose files all bear one time), that of an inode cannot. The
+//! root itself is no part of a layer.
 //!
 //! A tree is a directory, or a stack of them as an overlay merges it.
 
@@ -38,42 +40,66 @@ pub struct Tree {
     pub below: Vec<PathBuf>,
 }
 
+/// What is compared.
+#[derive(Clone, Copy, Debug)]
+pub struct Comparison<'a> {
+    /// What there was; without it all is added.
+    pub old: Option<&'a Tree>,
+    /// What there is.
+    pub new: &'a Tree,
+    /// When the new tree began as a copy of the old one, in seconds since 1970: where nothing has touched an inode since, its
+    /// data is what it was. Without it times of change are believed.
+    pub since: Option<i64>,
+}
+
 /// Lists what `new` adds to, changes and deletes in `old`, sorted by path, a directory before its content. Without `old` all
 /// is added.
 pub fn list(old: Option<&Tree>, new: &Tree) -> Result<Vec<Change>> {
-    let (_, changes) = compare(old, new)?;
-    let absolute = |(path, kind)| Change { kind, path: Path::new("/").join(path) };
-    Ok(changes.into_iter().map(absolute).collect())
+    Comparison { old, new, since: None }.list()
 }
 
 /// Writes the difference as a layer: a tar archive with OCI whiteouts. The same trees give the same bytes. After an error
 /// `out` has no end of archive.
 pub fn write(old: Option<&Tree>, new: &Tree, out: &mut impl Write) -> Result<()> {
-    let (stack, changes) = compare(old, new)?;
-    let root = stack.root(0);
-    let mut writer = Writer::new(stack, out);
-    // The directories above the path that is written.
-    let mut above: Vec<(PathBuf, Vec<Place>)> = vec![(PathBuf::new(), root)];
-    for (path, kind) in changes {
-        let parent = path.parent().unwrap_or(Path::new(""));
-        above.truncate(
-            1 + above.iter().skip(1).take_while(|(dir, _)| parent.starts_with(dir)).count(),
-        );
-        let name = path.file_name().unwrap_or_default();
-        if kind == ChangeKind::Deleted {
-            writer.mark(parent.as_os_str().as_bytes(), &marks::dot_name(name))?;
-            continue;
-        }
-        let places = above.last().map(|(_, places)| places.as_slice()).unwrap_or_default();
-        let found = writer.stack().look_up(places, vec![name.to_owned()])?.pop().flatten();
-        let found = found.ok_or_else(|| vanished(&path))?;
-        if found.stat.kind == Kind::Dir {
-            above.push((path.clone(), found.dirs.clone()));
-        }
-        let path = path.as_os_str().as_bytes().to_vec();
-        writer.object(&Item { path, found, whole: true })?;
+    Comparison { old, new, since: None }.write(out)
+}
+
+impl Comparison<'_> {
+    /// As [`list`].
+    pub fn list(&self) -> Result<Vec<Change>> {
+        let (_, changes) = compare(self)?;
+        let absolute = |(path, kind)| Change { kind, path: Path::new("/").join(path) };
+        Ok(changes.into_iter().map(absolute).collect())
     }
-    writer.raw(&[0; 2 * BLOCK as usize])
+
+    /// As [`write`].
+    pub fn write(&self, out: &mut impl Write) -> Result<()> {
+        let (stack, changes) = compare(self)?;
+        let root = stack.root(0);
+        let mut writer = Writer::new(stack, out);
+        // The directories above the path that is written.
+        let mut above: Vec<(PathBuf, Vec<Place>)> = vec![(PathBuf::new(), root)];
+        for (path, kind) in changes {
+            let parent = path.parent().unwrap_or(Path::new(""));
+            above.truncate(
+                1 + above.iter().skip(1).take_while(|(dir, _)| parent.starts_with(dir)).count(),
+            );
+            let name = path.file_name().unwrap_or_default();
+            if kind == ChangeKind::Deleted {
+                writer.mark(parent.as_os_str().as_bytes(), &marks::dot_name(name))?;
+                continue;
+            }
+            let places = above.last().map(|(_, places)| places.as_slice()).unwrap_or_default();
+            let found = writer.stack().look_up(places, vec![name.to_owned()])?.pop().flatten();
+            let found = found.ok_or_else(|| vanished(&path))?;
+            if found.stat.kind == Kind::Dir {
+                above.push((path.clone(), found.dirs.clone()));
+            }
+            let path = path.as_os_str().as_bytes().to_vec();
+            writer.object(&Item { path, found, whole: true })?;
+        }
+        writer.raw(&[0; 2 * BLOCK as usize])
+    }
 }
 
 fn vanished(path: &Path) -> Error {
@@ -85,12 +111,13 @@ fn vanished(path: &Path) -> Error {
 
 type Changes = BTreeMap<PathBuf, ChangeKind>;
 
-fn compare(old: Option<&Tree>, new: &Tree) -> Result<(Stack, Changes)> {
+fn compare(trees: &Comparison<'_>) -> Result<(Stack, Changes)> {
     let belief = if tree::has_initial_privilege() { Belief::Trusted } else { Belief::All };
     let open = |tree: &Tree| Stack::open(&tree.top, &tree.below, belief);
-    let old = old.map(open).transpose()?;
+    let old = trees.old.map(open).transpose()?;
     let mut walk = Walk {
-        new: Side { stack: open(new)?, links: Links::default() },
+        since: trees.since.unwrap_or(i64::MAX),
+        new: Side { stack: open(trees.new)?, links: Links::default() },
         old: old.map(|stack| Side { stack, links: Links::default() }),
         changes: Changes::new(),
         todo: Vec::new(),
@@ -145,6 +172,8 @@ impl Links {
 }
 
 struct Walk {
+    /// What inodes changed at this time or later has to be read.
+    since: i64,
     new: Side,
     old: Option<Side>,
     changes: Changes,
@@ -182,7 +211,7 @@ impl Walk {
         self.new.links.note(&path, &new);
         let kind = match (&old, &self.old) {
             (Some(old), Some(side)) => {
-                let equal = equal((&self.new.stack, &new), (&side.stack, old))?;
+                let equal = equal((&self.new.stack, &new), (&side.stack, old), self.since)?;
                 (!equal).then_some(ChangeKind::Modified)
             }
             _ => Some(ChangeKind::Added),
@@ -244,7 +273,7 @@ fn names(stack: &Stack, places: &[Place]) -> Result<BTreeSet<OsString>> {
 /// One object in its tree.
 type At<'a> = (&'a Stack, &'a Found);
 
-fn equal(new: At<'_>, old: At<'_>) -> Result<bool> {
+fn equal(new: At<'_>, old: At<'_>, since: i64) -> Result<bool> {
     let (a, b) = (&new.1.stat, &old.1.stat);
     if a.kind != Kind::Dir && (a.dev, a.ino) == (b.dev, b.ino) {
         return Ok(true);
@@ -258,7 +287,11 @@ fn equal(new: At<'_>, old: At<'_>) -> Result<bool> {
     }
     match a.kind {
         Kind::Symlink => Ok(target(new)? == target(old)?),
-        Kind::File if a.size > 0 && a.ctime.saturating_sub(a.mtime) <= TICK => equal_data(new, old),
+        Kind::File
+            if a.size > 0 && (a.ctime >= since || a.ctime.saturating_sub(a.mtime) <= TICK) =>
+        {
+            equal_data(new, old)
+        }
         _ => Ok(true),
     }
 }

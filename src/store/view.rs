@@ -6,11 +6,11 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::{SPLIT, Store};
+use super::{Record, SPLIT, Store};
 use crate::driver::{Diffing, LayerId, MountOptions, Parts, View};
 use crate::error::{Error, Result};
 use crate::layer::changes::{self, Change, ChangeKind};
-use crate::layer::compare::{self, Tree};
+use crate::layer::compare::{Comparison, Tree};
 use crate::layer::diff::{self, Spec};
 use crate::layer::split;
 use crate::mount::count::Counts;
@@ -84,7 +84,7 @@ impl Store {
         Ok(())
     }
 
-    /// How many have the layer mounted.
+    /// How many have the layer mounted, or were given its directory.
     pub fn users(&self, id: &LayerId) -> Result<u64> {
         let counts = self.counts()?;
         let used = counts.used(id.as_str())?;
@@ -107,7 +107,8 @@ impl Store {
             Diffing::Native => changes::list(&own, &below),
             Diffing::Naive => {
                 let old = self.parent_tree(record.parent.as_deref())?;
-                compare::list(old.as_ref(), &Tree { top: own, below })
+                let new = Tree { top: own, below };
+                Comparison { old: old.as_ref(), new: &new, since: made(&record) }.list()
             }
         }
     }
@@ -127,7 +128,8 @@ impl Store {
             }
             Diffing::Naive => {
                 let old = self.parent_tree(record.parent.as_deref())?;
-                compare::write(old.as_ref(), &Tree { top: own, below }, out)
+                let new = Tree { top: own, below };
+                Comparison { old: old.as_ref(), new: &new, since: made(&record) }.write(out)
             }
         }
     }
@@ -177,6 +179,11 @@ impl Store {
         let Parts { own, below } = self.driver.parts(&LayerId::new(parent)?)?;
         Ok(Some(Tree { top: own, below }))
     }
+}
+
+/// When a layer's storage was there, or a moment later.
+fn made(record: &Record) -> Option<i64> {
+    i64::try_from(record.created).ok()
 }
 
 /// This very program, also after its file was replaced: in the new process too the link leads to it.
