@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode};
-use rustix::mount::MountFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::Value;
 
 use crate::common::cmd::Cmd;
@@ -121,11 +121,14 @@ fn apart(body: impl FnOnce() + Send) {
     });
 }
 
+fn mount(kind: &str, at: &Path) {
+    rustix::mount::mount(kind, at, kind, MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
+}
+
 /// Shows other devices than the host's: without FUSE's.
 fn hide_device(sandbox: &Sandbox) {
     let dev = sandbox.dir("dev");
-    let none = None::<&std::ffi::CStr>;
-    rustix::mount::mount("tmpfs", &dev, "tmpfs", MountFlags::empty(), none).unwrap();
+    mount("tmpfs", &dev);
     for name in ["null", "zero", "random", "urandom", "shm"] {
         let (from, to) = (Path::new("/dev").join(name), dev.join(name));
         if from.is_dir() {
@@ -164,8 +167,8 @@ fn the_best_that_works_is_chosen() {
 fn without_the_device_there_is_no_fuse_overlay() {
     needs!(Root);
     let overlay = Need::KernelOverlay.met();
+    let sandbox = Sandbox::new();
     apart(|| {
-        let sandbox = Sandbox::new();
         hide_device(&sandbox);
         let said = Said::by(&[], &sandbox.at(""));
         judge(
@@ -195,6 +198,14 @@ fn a_user_namespace_has_what_its_root_may_mount() {
         assert_eq!(said.status["status"]["userxattr"], "true");
         assert!(said.doctor["reason"].as_str().unwrap().contains("userxattr"), "{said}");
     }
+    // A filesystem in memory takes the attributes of users on newer kernels only.
+    let memory = sandbox.dir("memory");
+    mount("tmpfs", &memory);
+    let flags = rustix::fs::XattrFlags::empty();
+    let takes = rustix::fs::setxattr(&memory, "user.plyfs.probe", b"y", flags).is_ok();
+    let said = Said::by(&[], &memory);
+    rustix::mount::unmount(&memory, UnmountFlags::empty()).unwrap();
+    judge(&said, overlay && takes, Need::Fuse.met(), "/dev/fuse: No such file");
     if Need::Fuse.met() {
         apart(|| {
             rustix::mount::mount_bind("/dev/null", "/dev/fuse").unwrap();
@@ -202,6 +213,20 @@ fn a_user_namespace_has_what_its_root_may_mount() {
             judge(&Said::by(&[], &sandbox.at("")), overlay, false, "not the FUSE device");
         });
     }
+}
+
+#[test]
+fn a_base_on_which_the_kernels_overlay_breaks_in_use_is_no_base_for_it() {
+    needs!(Root, KernelOverlay);
+    own_namespace();
+    let sandbox = Sandbox::new();
+    let base = sandbox.dir("base");
+    // It takes no attributes: mounting succeeds, and removing a directory fails.
+    mount("ramfs", &base);
+    let said = Said::by(&[], &base);
+    rustix::mount::unmount(&base, UnmountFlags::empty()).unwrap();
+    said.chooses(if Need::Fuse.met() { "fuse-overlay" } else { "vfs" });
+    said.refuses("overlay2", "on ramfs: mounts, but deletion", true);
 }
 
 #[test]
@@ -243,8 +268,8 @@ fn an_ordinary_user_mounts_by_the_helper() {
 #[test]
 fn a_device_that_may_not_be_opened_is_another_matter() {
     needs!(Root, Fuse);
+    let sandbox = Sandbox::new();
     apart(|| {
-        let sandbox = Sandbox::new();
         let node = sandbox.at("fuse");
         let device = rustix::fs::makedev(10, 229);
         rustix::fs::mknodat(CWD, &node, FileType::CharacterDevice, Mode::RWXU, device).unwrap();
