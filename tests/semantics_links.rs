@@ -70,7 +70,9 @@ both! { a_name_that_was_removed_or_hidden_is_not_made, OnlyPlyfs, |t| {
     fs::remove_dir_all(fs.at("d/e")).unwrap();
     fs.unmount();
     let lower = t.at("lower");
-    wait_until("an empty index", || names(t.at("scratch/index")).is_empty());
+    wait_until("the end of the server", || exists(t.at("scratch/settled")));
+    // It is only counted: nothing but the name has changed.
+    assert_eq!((names(&middle), names(middle.join("d"))), (vec!["d".into()], vec!["e".into()]));
     let mut fs = t.mount_lowers(&[&middle, &lower]);
     put(fs.at("a"), "new");
     fs.unmount();
@@ -151,4 +153,22 @@ both! { metadata_only_copies_get_all_names, Rootless("userxattr refuses metacopy
     append(fs.at("d/c"), "new");
     fs.remount();
     one_file(&fs.at(""), &["a", "d/e/b", "d/c"], "oldnew");
+}}
+
+both! { a_change_by_the_name_that_is_left_is_in_the_upper_directory, OnlyPlyfs, |t| {
+    pair(t);
+    set_times(t.lower("a"), 1000, 5);
+    let mut fs = t.mount(&[]);
+    fs::remove_file(fs.at("a")).unwrap();
+    fs.unmount();
+    wait_until("the end of the server", || exists(t.at("work/settled")));
+    assert!(!exists(t.upper("d")));
+    fs.remount_again();
+    assert_eq!((stat(fs.at("d/c")).nlink(), text(fs.at("d/c"))), (2, "old".into()));
+    // Nothing but the data tells.
+    put(fs.at("d/c"), "new");
+    set_times(fs.at("d/c"), 1000, 5);
+    fs.unmount();
+    settled(t);
+    one_file(&t.upper(""), &["d/c", "d/e/b"], "new");
 }}

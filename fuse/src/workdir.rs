@@ -22,6 +22,8 @@ const SCRATCH: &str = "work";
 const INDEX: &str = "index";
 /// Marks of objects that bear no xattrs, inside the work directory.
 const MARKS: &str = "marks";
+/// Says that no name is told by the index alone.
+const SETTLED: &str = "settled";
 /// Features that a later mount must know of (kernel document "overlayfs", volatile mount).
 const INCOMPAT: &str = "incompat";
 /// The marker of a volatile mount inside `incompat`.
@@ -78,6 +80,12 @@ impl Workdir {
             sys::open(work.root.as_fd(), OsStr::new(INDEX), sys::O_PATH | sys::O_DIRECTORY)
         {
             work.index.get_or_init(|| index);
+            match sys::unlink(work.root.as_fd(), OsStr::new(SETTLED)) {
+                Err(e) if sys::errno(&e) != sys::ENOENT => {
+                    return Err(Error::new("open work directory", path, e));
+                }
+                _ => {}
+            }
         }
         if let Ok(marks) =
             sys::open(work.root.as_fd(), OsStr::new(MARKS), sys::O_PATH | sys::O_DIRECTORY)
@@ -115,6 +123,14 @@ impl Workdir {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(index)
+    }
+
+    /// Says, until the next mount, that the upper directory tells all names.
+    pub(crate) fn mark_settled(&self) -> Result<()> {
+        match sys::mknod(self.root.as_fd(), OsStr::new(SETTLED), sys::S_IFREG | 0o600, 0) {
+            Err(e) if sys::errno(&e) == sys::EEXIST => Ok(()),
+            other => other.on("mark settled", &self.path),
+        }
     }
 
     /// The folder of marks, if there are any.

@@ -153,7 +153,8 @@ impl Driver for Layered {
     }
 
     fn unsettled(&self, id: &LayerId) -> Result<Option<Mount>> {
-        if !layout::holds_files(&self.layout.dir(id)?.join("work/index"))? {
+        let work = self.layout.dir(id)?.join("work");
+        if !layout::holds_files(&work.join("index"))? || work.join("settled").exists() {
             return Ok(None);
         }
         let mut mount = self.mount(id, &MountOptions::default(), false)?;

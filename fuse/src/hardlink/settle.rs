@@ -5,21 +5,27 @@
 //! file there. So when a mount ends such names are made in the upper directory, and the index goes. A crash on the way leaves
 //! names of both sorts, as there are while it is mounted; the next end goes on.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::merged_count;
 use crate::Overlay;
 use crate::error::{Context, Result};
 use crate::inode::{Ino, Inode, UpperAt};
+use crate::lend;
 use crate::namei::{Found, View};
 use crate::options::Options;
 use crate::side;
 use crate::stack::Upper;
-use crate::sys;
+use crate::sys::{self, Stat};
 use crate::whiteout;
+
+/// Data is compared in pieces of this size.
+const CHUNK: usize = 128 * 1024;
 
 /// Settles directories that are not mounted, as after a crash of their server.
 pub fn settle(options: &Options) -> Result<()> {
@@ -48,11 +54,15 @@ impl Overlay {
             self.name_all()?;
         }
         for Group { key, .. } in groups {
-            // A file without a name is kept: those of another stack of lower layers may lead to it.
+            // A file without a name is kept: it counts those of the lower file, in this stack of layers or another.
             let named = sys::stat(index, &key).is_ok_and(|stat| stat.nlink > 1);
             if named {
                 sys::unlink(index, &key).on("unlink", &*key)?;
             }
+        }
+        // Without it the next who reads the directory looks again.
+        if let Err(e) = upper.work.mark_settled() {
+            log::debug!("{e}");
         }
         Ok(())
     }
@@ -84,9 +94,37 @@ impl Overlay {
         Ok(())
     }
 
+    /// Whether a name has to be made: it leads to a copy that tells something else than the lower file.
     fn is_below(&self, view: &View, name: &OsStr) -> Result<bool> {
-        let found = self.resolve(view, name).on("lookup", name)?;
-        Ok(found.is_some_and(|found| leads_to_index(&found)))
+        match self.resolve(view, name).on("lookup", name)? {
+            Some(found) if leads_to_index(&found) => {
+                self.is_unchanged(&found).map(|same| !same).on("compare", name)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn is_unchanged(&self, found: &Found) -> io::Result<bool> {
+        let index = self.stack.upper.as_ref().and_then(|upper| upper.work.index());
+        let (Some(key), Some(index)) = (found.state.index(), index) else { return Ok(false) };
+        let Some(lower) = &found.state.lower else { return Ok(false) };
+        let dir = self.lower_dir(&lower.dir)?;
+        let below = sys::stat(&*dir, &lower.name)?;
+        let told = |s: &Stat| (s.mode, s.uid, s.gid, s.size, s.rdev, s.mtime.sec, s.mtime.nsec);
+        // Where the data is elsewhere it is not looked for.
+        if found.stat.nlink > 1
+            || found.state.lower_data.is_some()
+            || told(&found.stat) != told(&below)
+            || attributes(index, &key)? != attributes(dir.as_fd(), &lower.name)?
+        {
+            return Ok(false);
+        }
+        if below.kind() != sys::S_IFREG {
+            return Ok(true);
+        }
+        let own = lend::open(index, &key, sys::O_RDONLY | sys::O_NONBLOCK)?;
+        let lower = self.open_lower(lower, sys::O_RDONLY | sys::O_NONBLOCK)?;
+        same_data(own.as_fd(), lower.as_fd(), below.size)
     }
 
     fn name_one(&self, dir: &Arc<Inode>, name: &OsStr) -> Result<()> {
@@ -128,4 +166,33 @@ fn groups(upper: &Upper, index: BorrowedFd<'_>) -> io::Result<Vec<Group>> {
         groups.push(Group { key: entry.name, scattered });
     }
     Ok(groups)
+}
+
+type Attributes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+/// The attributes that are none of an overlay's.
+fn attributes(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Attributes> {
+    let mut found = Attributes::new();
+    for key in sys::list_xattr(dir, name)? {
+        if !key.starts_with(b"trusted.overlay.") && !key.starts_with(b"user.overlay.") {
+            let value = sys::get_xattr(dir, name, OsStr::from_bytes(&key))?;
+            found.insert(key, value);
+        }
+    }
+    Ok(found)
+}
+
+fn same_data(a: BorrowedFd<'_>, b: BorrowedFd<'_>, size: u64) -> io::Result<bool> {
+    let (mut one, mut other) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut at = 0;
+    while at < size {
+        let want = CHUNK.min(usize::try_from(size - at).unwrap_or(CHUNK));
+        let (got, same) =
+            (sys::pread(a, &mut one[..want], at)?, sys::pread(b, &mut other[..want], at)?);
+        if got == 0 || got != same || one[..got] != other[..got] {
+            return Ok(false);
+        }
+        at += got as u64;
+    }
+    Ok(true)
 }
