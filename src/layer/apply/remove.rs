@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use plyfs_fuse::sys;
-use plyfs_fuse::whiteout::{Dialect, OPAQUE_FILE, PREFIX, Style};
+use plyfs_fuse::whiteout::{Dialect, OPAQUE_FILE, PREFIX, Space, Style};
 
 use super::dirs::{At, DIR};
 use super::reader::{Entry, Kind};
@@ -112,7 +113,7 @@ impl Unpack<'_> {
             (Some(dialect), Some(stat)) if stat.is_dir() => {
                 // The time is the entry's, whenever that came.
                 let times = ((stat.atime.sec, stat.atime.nsec), (stat.mtime.sec, stat.mtime.nsec));
-                let marked = dialect.set_opaque(self.dirs.fd(), name);
+                let marked = set_opaque(dialect, self.dirs.fd(), name);
                 marked.at("mark as opaque", &self.dirs, bytes)?;
                 unpack::set_times_at(self.dirs.fd(), name, times.0, times.1).at(
                     "set times of",
@@ -154,7 +155,7 @@ impl Unpack<'_> {
                 self.delete(&name)?;
             }
         }
-        let marked = dialect.set_opaque(self.dirs.fd(), OsStr::new(""));
+        let marked = set_opaque(dialect, self.dirs.fd(), OsStr::new(""));
         marked.at("mark as opaque", &self.dirs, b"")?;
         let top = self.dirs.top_mut();
         (top.opaque, top.below) = (true, Some(Vec::new()));
@@ -361,6 +362,16 @@ fn remove_one(dir: impl AsFd, name: &OsStr, is_dir: bool) -> std::io::Result<()>
     }
     match sys::rmdir(dir, name) {
         Err(error) if matches!(sys::errno(&error), sys::ENOTEMPTY | sys::EEXIST) => Ok(()),
+        other => other,
+    }
+}
+
+/// Marks a directory as one that hides what lies below it; by a file in it where there are no attributes.
+pub(super) fn set_opaque(dialect: Dialect, dir: impl AsFd, name: &OsStr) -> io::Result<()> {
+    match dialect.set_opaque(dir.as_fd(), name) {
+        Err(error) if sys::errno(&error) == sys::EOPNOTSUPP => {
+            Dialect { space: Space::None, ..dialect }.set_opaque(dir.as_fd(), name)
+        }
         other => other,
     }
 }

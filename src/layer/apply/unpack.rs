@@ -14,7 +14,7 @@ use super::dirs::{At, DIR, Dir, Dirs};
 use super::input::Input;
 use super::lower::Below;
 use super::reader::{Entry, Kind, Reader};
-use super::remove::{Brought, Kept};
+use super::remove::{Brought, Kept, set_opaque};
 use super::way::{Step, Wanted};
 use super::{BLOCK, Limits, Owners, Target, Whiteouts, beyond};
 use crate::error::{Context, Result};
@@ -227,7 +227,7 @@ impl<'a> Unpack<'a> {
             (top.acl, top.changed) = (acl, true);
             top.times.0 = (stat.atime.sec, stat.atime.nsec);
             if let Some(dialect) = self.dialect.filter(|_| replaced) {
-                let marked = dialect.set_opaque(self.dirs.fd(), OsStr::new(""));
+                let marked = set_opaque(dialect, self.dirs.fd(), OsStr::new(""));
                 marked.at("mark as opaque", &self.dirs, b"")?;
                 let top = self.dirs.top_mut();
                 (top.opaque, top.below) = (true, Some(Vec::new()));
