@@ -198,6 +198,29 @@ as_both! { default_acls_do_not_reach_what_the_archive_brings, || {
 } }
 
 #[test]
+fn devices_are_noted_where_only_owners_can_be_set() {
+    crate::needs!(UserNs);
+    if crate::common::rootless::run(crate::this_test!()) {
+        return;
+    }
+    let place = Place::new();
+    assert_eq!(place.target.owners, plyfs::layer::apply::Owners::Set);
+    place.applied(tar().node(b'4', "disk", 8, 1));
+    assert_eq!(place.at("disk").metadata().unwrap().len(), 0);
+    let mut archive = Vec::new();
+    let upper = place.root().to_path_buf();
+    let spec = plyfs::layer::diff::Spec { upper, lowers: Vec::new(), user_marks: true };
+    plyfs::layer::diff::write(&spec, &mut archive).unwrap();
+    let mut read = ::tar::Archive::new(archive.as_slice());
+    let header = read.entries().unwrap().next().unwrap().unwrap().header().clone();
+    assert!(header.entry_type().is_block_special());
+    assert_eq!(
+        (header.device_major().unwrap(), header.device_minor().unwrap()),
+        (Some(8), Some(1))
+    );
+}
+
+#[test]
 fn devices_are_made_by_root() {
     crate::needs!(Root);
     let place = Place::new();

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
@@ -19,7 +19,7 @@ use super::way::{Step, Wanted};
 use super::{BLOCK, Limits, Owners, Target, Whiteouts, beyond};
 use crate::error::{Context, Result};
 use crate::layer::split::{Recorder, Source, clean};
-use crate::sys::unpack;
+use crate::sys::{tree, unpack};
 
 /// An archive being unpacked.
 pub(super) struct Unpack<'a> {
@@ -363,13 +363,7 @@ impl<'a> Unpack<'a> {
             _ => sys::S_IFIFO,
         };
         if self.target.owners == Owners::Record {
-            let file = self.create(name, 0o600)?;
-            let (major, minor) = entry.device;
-            let rdev = minor & 0xff | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12;
-            self.dress(&file, name, entry, 0o600)?;
-            let record =
-                self.setter.record(&file, OsStr::new(""), entry, (kind | entry.mode, rdev));
-            return record.at("set attributes of", &self.dirs, name.as_bytes());
+            return self.stand_in(entry, name, kind);
         }
         if kind == sys::S_IFCHR && entry.device == (0, 0) && self.dialect.is_some() {
             return self.nested_whiteout(entry, name);
@@ -382,12 +376,33 @@ impl<'a> Unpack<'a> {
                     log::warn!("{}", entry.wrong(format!("left out: {error}")));
                     return Ok(());
                 }
+                // Whoever may set owners, but is root of a user namespace only, makes no devices.
+                Err(error)
+                    if self.target.owners == Owners::Set && self.has_no_privilege(&error) =>
+                {
+                    log::debug!("{}", entry.wrong("no device is made here: noted in an attribute"));
+                    return self.stand_in(entry, name, kind);
+                }
                 made => {
                     made.at("make node", &self.dirs, name.as_bytes())?;
                     return self.dress_at(entry, name);
                 }
             }
         }
+    }
+
+    fn has_no_privilege(&self, error: &io::Error) -> bool {
+        sys::errno(error) == sys::EPERM && !tree::has_initial_privilege()
+    }
+
+    /// Makes an empty file that says in an attribute what it stands for.
+    fn stand_in(&mut self, entry: &Entry, name: &OsStr, kind: u32) -> Result<()> {
+        let file = self.create(name, 0o600)?;
+        let (major, minor) = entry.device;
+        let rdev = minor & 0xff | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12;
+        self.dress(&file, name, entry, 0o600)?;
+        let record = self.setter.record(&file, OsStr::new(""), entry, (kind | entry.mode, rdev));
+        record.at("set attributes of", &self.dirs, name.as_bytes())
     }
 
     /// Gives what has no descriptor what the entry has.
