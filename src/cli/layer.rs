@@ -187,6 +187,13 @@ fn apply(store: &Store, id: &str, file: Option<&Path>, json: bool) -> Result<()>
 
 fn diff(store: &Store, id: &LayerId, output: Option<&Path>) -> Result<()> {
     if let Some(path) = output.filter(|path| path.as_os_str() != "-") {
+        // A pipe or a device is written to, and stays what it is.
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            let file = File::options().write(true).open(path).on("open", path)?;
+            let mut out = BufWriter::with_capacity(128 * 1024, file);
+            store.diff(id, &mut out)?;
+            return out.flush().on("write", path);
+        }
         let staged = crate::durable::Staged::beside(path)?;
         let mut out = BufWriter::with_capacity(128 * 1024, &staged.file);
         store.diff(id, &mut out)?;
