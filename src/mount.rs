@@ -33,6 +33,11 @@ const HELPERS: [&str; 2] = ["fusermount3", "fusermount"];
 /// Returns when it is no longer in the table of mounts, and (where the system tells who serves it, and
 /// unless `lazily`) when its server has ended, so that upper is complete and free for another mount.
 pub fn unmount(target: &Path, lazily: bool) -> Result<()> {
+    unmount_then(target, lazily, || ())
+}
+
+/// The same; `then` is done when the mount is gone from the table, before its server is waited for.
+fn unmount_then(target: &Path, lazily: bool, then: impl FnOnce()) -> Result<()> {
     let found = find(target)?;
     if !found.is_ours() {
         let why = format!("holds a mount of type {}, not one of plyfs", found.kind);
@@ -48,6 +53,7 @@ pub fn unmount(target: &Path, lazily: bool) -> Result<()> {
         Err(error) => return Err(Error::io("unmount", target, error)),
     }
     wait_until_gone(&found)?;
+    then();
     match server.map(|server| server.wait_for(SERVER_ENDS_WITHIN)) {
         Some(Ok(false)) => log::debug!("the server of {} still runs", target.display()),
         Some(Err(error)) => log::debug!("wait for the server: {error}"),

@@ -138,7 +138,8 @@ pub fn take_away(target: &Path, lazily: bool) -> Result<()> {
         other => other?,
     };
     if found.is_ours() {
-        super::unmount(target, lazily)?;
+        // Copies of it in other namespaces keep the server until the directory has gone.
+        return super::unmount_then(target, lazily, || remove_target(target));
     } else {
         match sys::unmount(&found.target, lazily) {
             Ok(()) => {
