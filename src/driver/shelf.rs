@@ -102,8 +102,8 @@ impl Shelf {
             publish::sync_dir(path.parent().unwrap_or(path)).on("sync", path)?;
             Ok(made)
         });
-        let rest = self.delete(&new, made.is_ok().then(|| Instant::now() + PATIENCE));
-        if let Err(error) = rest {
+        // All of it: what is replaced may share files with what has come, whose names would be counted too.
+        if let Err(error) = self.delete(&new, None) {
             log::warn!("{error}");
         }
         made
