@@ -1,6 +1,7 @@
 //! A store of one driver for one test, and the same test for every driver, as root and as an ordinary user.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use plyfs::driver::registry::{Config, Registry};
 use plyfs::driver::{Create, Diffing, Driver, LayerId, MountOptions, Parts, View};
@@ -42,7 +43,17 @@ pub fn with(test: &str, driver: &str, rootless: bool, body: fn(&Store)) {
         return;
     }
     own_namespace();
-    body(&Store::open(driver));
+    let store = Store::open(driver);
+    body(&store);
+    assert_no_mounts(&store.root());
+}
+
+/// Nothing is mounted below a directory.
+pub fn assert_no_mounts(dir: &Path) {
+    let table = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+    let below = format!(" {}/", dir.display());
+    let left: Vec<_> = table.lines().filter(|line| line.contains(&below)).collect();
+    assert!(left.is_empty(), "mounts are left: {left:?}");
 }
 
 /// A module of tests, one for each driver and standing.
@@ -129,7 +140,14 @@ impl Store {
             View::Mount(mount) => {
                 let mounted: Mounted = plan::perform(&mount, &server()).unwrap();
                 let seen = look(mounted.target());
-                mounted.unmount().unwrap();
+                // What this process has open, a child of another thread has too until it runs its program.
+                let start = Instant::now();
+                let mut gone = mounted.unmount();
+                while gone.is_err() && start.elapsed() < Duration::from_secs(5) {
+                    std::thread::sleep(Duration::from_millis(5));
+                    gone = plan::take_away(&mount.target, false);
+                }
+                gone.unwrap();
                 assert!(!mount.target.exists(), "the mountpoint is left");
                 seen
             }
