@@ -336,6 +336,7 @@ impl Store {
         match (work, record) {
             (Work::Create | Work::Remove, None) => self.remove_storage(id),
             (Work::Apply, Some(record)) if record.content.is_none() => {
+                // Only what is read-only is filled, and that has no limits that would be lost.
                 self.clear_fill(id)?;
                 let parent = record.parent.as_deref().map(LayerId::new).transpose()?;
                 let spec = Create {
