@@ -1,4 +1,4 @@
-//! Limits of layers: kept by the mounts of `fuse-overlay`, refused by the others.
+//! Limits of layers where the filesystem keeps none: kept by the mounts of `fuse-overlay`, refused by the others.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,6 +10,7 @@ use plyfs::driver::{Create, Driver, Quota, View};
 use plyfs::error::Error;
 
 use crate::driver_kit::{Store, id, with};
+use crate::store_kit::Box_;
 use crate::{every_driver, this_test};
 
 const MIB: u64 = 1 << 20;
@@ -18,15 +19,21 @@ fn options(words: &[(&str, &str)]) -> BTreeMap<String, String> {
     words.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-fn limited(words: &[(&str, &str)]) -> Create {
+pub fn limited(words: &[(&str, &str)]) -> Create {
     Create { options: options(words), ..Create::default() }
 }
 
 /// The driver of a store opened with options.
-fn open(store: &Store, words: &[(&str, &str)]) -> plyfs::Result<Box<dyn Driver>> {
+pub fn open(store: &Store, words: &[(&str, &str)]) -> plyfs::Result<Box<dyn Driver>> {
     let config = Config { root: store.root(), options: options(words) };
     let name = store.driver.name();
     Registry::built_in().select(Some(name), &[], &config).map(|selected| selected.driver)
+}
+
+/// The filesystem keeps limits: `driver_quota_projects` is about that.
+fn by_project(store: &Store) -> bool {
+    let quota = store.driver.status().into_iter().find(|(key, _)| *key == "Quota");
+    quota.is_some_and(|(_, value)| value.contains("by project"))
 }
 
 /// Half of the limit fits, and what is beyond it does not.
@@ -43,11 +50,18 @@ fn keeps(root: &Path, bytes: u64) {
 
 every_driver! {
     limits_are_kept_or_refused, |store| {
+        if by_project(store) {
+            return;
+        }
         let quota = Quota { bytes: Some(MIB), inodes: Some(50) };
         let spec = limited(&[("size", "1m"), ("inodes", "50")]);
         if store.driver.name() != "fuse-overlay" {
             let made = store.driver.create(&id("a"), None, &spec);
             assert!(matches!(made, Err(Error::Unsupported { .. })), "{made:?}");
+            // One line, with what to do.
+            let told = made.unwrap_err().to_string();
+            assert!(!told.contains('\n') && told.contains(" use "), "{told}");
+            assert!(!store.driver.exists(&id("a")).unwrap());
             store.read_write("a", None);
             let set = store.driver.set_quota(&id("a"), quota);
             assert!(matches!(set, Err(Error::Unsupported { .. })), "{set:?}");
@@ -72,8 +86,35 @@ every_driver! {
         assert_eq!(store.driver.usage(&id("child")).unwrap().inodes, 61);
     };
 
-    a_limit_that_changes_holds_at_the_next_mount, |store| {
+    limits_are_told_and_changed_by_the_command_line, |store| {
+        if by_project(store) {
+            return;
+        }
+        let at = Box_(store);
         if store.driver.name() != "fuse-overlay" {
+            let told = at.plyfs(&["layer", "create", "--opt", "size=1m", "a"]).exits(1).stderr;
+            let wanted = format!("plyfs: quota of driver {}: ", store.driver.name());
+            assert!(told.starts_with(&wanted) && told.lines().count() == 1, "{told}");
+            at.does(&["layer", "create", "a"]);
+            at.plyfs(&["layer", "quota", "--size", "1m", "a"]).exits(1).complains(&wanted);
+            at.does(&["layer", "quota", "a"]).says("LIMIT");
+            return;
+        }
+        at.does(&["layer", "create", "--opt", "size=1m", "a"]);
+        at.does(&["layer", "quota", "a"]).says("1048576");
+        let set = ["--json", "layer", "quota", "a", "--size", "none", "--inodes", "1k"];
+        let told: serde_json::Value = serde_json::from_str(&at.does(&set).stdout).unwrap();
+        assert!(told["bytes"]["limit"].is_null(), "{told}");
+        assert_eq!((&told["inodes"]["used"], &told["inodes"]["limit"]), (&1.into(), &1024.into()), "{told}");
+        at.plyfs(&["layer", "quota", "a", "--size", "1"]).exits(1).complains("less than 4096");
+        at.plyfs(&["layer", "quota", "b"]).exits(1).complains("layer 'b': not found");
+        at.does(&["layer", "create", "--read-only", "fixed"]);
+        let fixed = ["layer", "quota", "fixed", "--size", "1m"];
+        at.plyfs(&fixed).exits(1).complains("a read-only layer has no limits");
+    };
+
+    a_limit_that_changes_holds_at_the_next_mount, |store| {
+        if store.driver.name() != "fuse-overlay" || by_project(store) {
             return;
         }
         store.read_write("a", None);
@@ -101,7 +142,7 @@ every_driver! {
     };
 
     layers_come_with_the_limits_of_the_driver, |store| {
-        if store.driver.name() != "fuse-overlay" {
+        if store.driver.name() != "fuse-overlay" || by_project(store) {
             return;
         }
         let words = [("fuse-overlay.size", "1m"), ("fuse-overlay.inodes", "1k")];

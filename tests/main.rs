@@ -24,6 +24,7 @@ mod driver_kit;
 mod driver_layout;
 mod driver_one_id;
 mod driver_quota;
+mod driver_quota_projects;
 mod driver_roundtrip;
 mod driver_selection;
 mod faults;
