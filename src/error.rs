@@ -98,8 +98,25 @@ impl Error {
     }
 }
 
+/// Text on one line, whatever names are in it: control characters are written as escapes, so a name in an archive or a
+/// store neither ends a line of ours nor speaks to the terminal.
+struct OneLine<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+impl fmt::Write for OneLine<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for part in text.split_inclusive(char::is_control) {
+            let plain = part.trim_end_matches(char::is_control);
+            self.0.write_str(plain)?;
+            write!(self.0, "{}", part[plain.len()..].escape_default())?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use fmt::Write as _;
+        let f = &mut OneLine(f);
         match self {
             Error::NotFound { kind, name } => write!(f, "{kind} '{name}': not found"),
             Error::Exists { kind, name } => write!(f, "{kind} '{name}': already exists"),
@@ -166,6 +183,10 @@ mod tests {
             ),
             (Error::io("rename", "u/x", io()), "rename u/x: No space left on device (os error 28)"),
             (Error::io("fork", "", io()), "fork: No space left on device (os error 28)"),
+            (
+                Error::invalid("name 'a\nb\u{1b}[0m'", "is no name"),
+                "name 'a\\nb\\u{1b}[0m': is no name",
+            ),
         ];
         for (error, text) in table {
             assert_eq!(error.to_string(), text);
