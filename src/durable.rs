@@ -2,6 +2,7 @@
 //! the old file or the new one.
 
 use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
@@ -12,6 +13,25 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let staged = Staged::beside(path)?;
     change::write(&staged.file, bytes).on("write", &staged.path)?;
     staged.publish(path)
+}
+
+/// Bytes of a file that is read whole at most; none of ours comes near.
+const MOST: u64 = 8 << 20;
+
+/// Reads a small file whole. One that is larger than any of ours is an error, and takes no memory.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MOST + 1).read_to_end(&mut bytes)?;
+    match u64::try_from(bytes.len()).is_ok_and(|length| length <= MOST) {
+        true => Ok(bytes),
+        false => Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 8 MiB")),
+    }
+}
+
+/// The same for text.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    String::from_utf8(read(path)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "no UTF-8"))
 }
 
 /// Makes names made in, or taken from, a directory outlive a crash of the machine.
@@ -82,6 +102,19 @@ mod tests {
         drop(Staged::beside(&path).unwrap());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let file = File::create(&path).unwrap();
+        file.set_len(MOST).unwrap();
+        assert_eq!(read_text(&path).unwrap().len() as u64, MOST);
+        file.set_len(1 << 40).unwrap();
+        assert_eq!(read(&path).unwrap_err().to_string(), "larger than 8 MiB");
+        std::fs::write(&path, b"\xff").unwrap();
+        assert_eq!(read_text(&path).unwrap_err().to_string(), "no UTF-8");
     }
 
     #[test]

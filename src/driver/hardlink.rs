@@ -164,7 +164,7 @@ impl Hardlink {
         }
         for id in layers.iter().filter(|id| !below.contains(id)) {
             let mark = self.layers.at(id).join("shared");
-            if std::fs::read(&mark).is_ok_and(|text| text == HAS_CHILDREN.as_bytes()) {
+            if durable::read(&mark).is_ok_and(|text| text == HAS_CHILDREN.as_bytes()) {
                 change::remove_file(&mark).on("remove", &mark)?;
                 done.push(format!("layer '{id}': may be changed again, no layer is built on it"));
             }
@@ -210,7 +210,7 @@ impl Hardlink {
 
     fn label(&self, id: &LayerId, options: &MountOptions) -> Result<Option<String>> {
         let path = self.layers.at(id).join("label");
-        match (&options.label, std::fs::read_to_string(&path)) {
+        match (&options.label, durable::read_text(&path)) {
             (Some(label), _) => Ok(Some(label.clone())),
             (None, Err(error)) if error.kind() == ErrorKind::NotFound => Ok(None),
             (None, read) => Ok(Some(read.on("read", &path)?)),
@@ -434,7 +434,7 @@ fn copy_tree(from: &Path, to: &Path, link: bool) -> Result<()> {
 }
 
 fn read_id(path: &Path) -> Result<Option<LayerId>> {
-    match std::fs::read_to_string(path) {
+    match durable::read_text(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         other => LayerId::new(other.on("read", path)?.trim_end()).map(Some),
     }

@@ -29,6 +29,7 @@ use plyfs_fuse::owner::OVERRIDE_NAMES;
 
 use super::shelf::Shelf;
 use super::{Create, LayerId, Parts, Quota, limits};
+use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::quota::{self, Projects, State};
 use crate::sys::{change, copy, publish, tree};
@@ -132,7 +133,7 @@ impl Layout {
             change::symlink(&to, &link).on("create", &link)?;
             publish::sync_dir(&links).on("sync", &links)
         });
-        let claimed = std::fs::read_to_string(self.at(id).join("link")).unwrap_or_default();
+        let claimed = durable::read_text(&self.at(id).join("link")).unwrap_or_default();
         if made.is_err() && claimed != short {
             discard(&link);
         }
@@ -206,7 +207,7 @@ impl Layout {
     /// The layer's short name, whose link exists when this returns.
     fn short(&self, id: &LayerId) -> Result<String> {
         let path = self.dir(id)?.join("link");
-        let short = match std::fs::read_to_string(&path) {
+        let short = match durable::read_text(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
             other => other.on("read", &path)?.trim_end().to_owned(),
         };
@@ -236,7 +237,7 @@ impl Layout {
         if !self.exists(id)? {
             return Ok(());
         }
-        let link = std::fs::read_to_string(self.at(id).join("link")).unwrap_or_default();
+        let link = durable::read_text(&self.at(id).join("link")).unwrap_or_default();
         self.shelf.remove(id)?;
         if is_short(link.trim_end()) {
             discard(&self.home().join(LINKS).join(link.trim_end()));
@@ -255,7 +256,7 @@ impl Layout {
     /// The entries of `lower`.
     fn lower(&self, id: &LayerId) -> Result<Vec<String>> {
         let path = self.dir(id)?.join("lower");
-        match std::fs::read_to_string(&path) {
+        match durable::read_text(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             other => {
                 let text = other.on("read", &path)?;
@@ -316,7 +317,7 @@ impl Layout {
     fn shorts(&self) -> Result<HashMap<String, LayerId>> {
         let mut shorts = HashMap::new();
         for id in self.list()? {
-            let short = std::fs::read_to_string(self.at(&id).join("link")).unwrap_or_default();
+            let short = durable::read_text(&self.at(&id).join("link")).unwrap_or_default();
             if is_short(short.trim_end()) {
                 shorts.insert(short.trim_end().to_owned(), id);
             }
@@ -376,7 +377,7 @@ impl Layout {
     /// The layer's own label.
     pub(super) fn label(&self, id: &LayerId) -> Result<Option<String>> {
         let path = self.dir(id)?.join("label");
-        match std::fs::read_to_string(&path) {
+        match durable::read_text(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             other => Ok(Some(other.on("read", &path)?)),
         }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{self, Mount, Mounted, Server};
 use super::table;
+use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::sys::{self, change, publish};
 
@@ -85,7 +86,7 @@ impl Counts {
         let lock = self.lock()?;
         let target = &mount.target;
         let record = match self.current(name, target)? {
-            Some(record) => Record { count: record.count + 1, ..record },
+            Some(record) => Record { count: record.count.saturating_add(1), ..record },
             None => {
                 self.begin(name, target)?;
                 let made = plan::perform_under(mount, server, Some(&lock)).map(Mounted::keep);
@@ -250,7 +251,7 @@ impl Counts {
     /// Ends what a crash has left begun.
     fn settle(&self, name: &str) -> Result<()> {
         let path = self.at(name, BEGUN)?;
-        let bytes = match std::fs::read(&path) {
+        let bytes = match durable::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             other => other.on("read", &path)?,
         };
@@ -283,7 +284,7 @@ impl Counts {
         self.settle(name)?;
         let Some(fresh) = self.fresh(target)? else { return Ok(None) };
         let path = self.at(name, RECORD)?;
-        let noted: Option<Record> = match std::fs::read(&path) {
+        let noted: Option<Record> = match durable::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             // One that is not understood counts nothing.
             other => serde_json::from_slice(&other.on("read", &path)?).ok(),

@@ -62,9 +62,10 @@ impl Pending {
     }
 
     fn word(&mut self) -> Result<Option<Work>> {
-        let mut word = String::new();
-        self.file.read_to_string(&mut word).on("read", &self.path)?;
-        Ok(WORDS.iter().find(|(_, one)| *one == word).map(|(work, _)| *work))
+        // Anything else was never announced whole, so nothing was done after it.
+        let mut word = Vec::new();
+        (&self.file).take(16).read_to_end(&mut word).on("read", &self.path)?;
+        Ok(WORDS.iter().find(|(_, one)| one.as_bytes() == word).map(|(work, _)| *work))
     }
 
     /// What a crash left: the layer's name, the work, and the lock on it. Nothing of what somebody still does.
@@ -145,6 +146,9 @@ mod tests {
         }
         // Of this nothing was announced.
         drop(Pending::begin(dir.path(), &LayerId::new("d").unwrap()).unwrap());
+        for (name, text) in [("e", &b"\0\0\0\0\0\0"[..]), ("f", b"\xff\xfe"), ("g", b"createe")] {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
         let again = Pending::begin(dir.path(), &LayerId::new("a").unwrap()).unwrap();
         assert_eq!(again.1, Some(Work::Create), "what is to be cleared away is told");
         drop(again);

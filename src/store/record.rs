@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::driver::LayerId;
 use crate::durable;
 use crate::error::{Context, Error, Result};
 
@@ -70,7 +71,7 @@ impl Record {
     /// Reads the record in a layer's directory; `None` where there is none.
     pub(super) fn read(dir: &Path) -> Result<Option<Record>> {
         let path = dir.join(FILE);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match durable::read(&path) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return Ok(None);
             }
@@ -81,6 +82,10 @@ impl Record {
         let named = dir.file_name().is_some_and(|name| name == record.id.as_str());
         if record.version != VERSION {
             return Err(corrupt(format!("format {}, this plyfs knows {VERSION}", record.version)));
+        }
+        if let Some(error) = record.parent.as_deref().and_then(|parent| LayerId::new(parent).err())
+        {
+            return Err(corrupt(format!("its parent is none: {error}")));
         }
         if !named {
             return Err(corrupt(format!("it is the record of '{}'", record.id)));
@@ -128,6 +133,7 @@ mod tests {
             ("{", "EOF"),
             (r#"{"version":9,"id":"a","parent":null,"read_only":true,"created":0}"#, "format 9"),
             (r#"{"version":1,"id":"b","parent":null,"read_only":true,"created":0}"#, "of 'b'"),
+            (r#"{"version":1,"id":"a","parent":"../b","read_only":true,"created":0}"#, "parent"),
         ] {
             std::fs::write(place.join(FILE), text).unwrap();
             let error = Record::read(&place).unwrap_err().to_string();

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{FRESH, HAS_CHILDREN, LINKS, Layout, SHORT, discard, is_short, names};
 use crate::driver::LayerId;
+use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::sys::{change, publish};
 
@@ -39,7 +40,7 @@ impl Layout {
     /// its children know it by that; else it gets a new one. Returns it.
     fn mend_link(&self, id: &LayerId, done: &mut Vec<String>) -> Result<String> {
         let file = self.at(id).join("link");
-        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let text = durable::read_text(&file).unwrap_or_default();
         let mut short = text.trim_end().to_owned();
         if !is_short(&short) {
             short = match self.link_to(id)? {
@@ -114,7 +115,7 @@ impl Layout {
         }
         for id in self.list()?.into_iter().filter(|id| !parents.contains(id)) {
             let mark = self.at(&id).join("committed");
-            if std::fs::read(&mark).is_ok_and(|text| text == HAS_CHILDREN) {
+            if durable::read(&mark).is_ok_and(|text| text == HAS_CHILDREN) {
                 discard(&mark);
                 done.push(format!("layer '{id}': may be changed again, no layer is built on it"));
             }
