@@ -24,11 +24,48 @@ as_both! { writing_through_links_stays_inside, || {
         ("dots after a link", tar().symlink("l", "/").file("l/../etc/passwd", "in"), "etc/passwd"),
         ("a sibling of the root", tar().file("../root2/passwd", "in"), "root2/passwd"),
         ("through a missing directory", tar().symlink("l", "no/where").file("l/passwd", "in"), "no/where/passwd"),
+        ("up before an absolute one", tar().symlink("a", "../b").symlink("b", "/etc").file("a/passwd", "in"), "etc/passwd"),
+        ("through a hard link to a link", tar().symlink("l", "/etc").link("m", "l").file("m/passwd", "in"), "etc/passwd"),
+        ("a dead link as the last name", tar().symlink("passwd", "../etc/passwd").file("passwd", "in"), "passwd"),
     ] {
         let place = Place::new();
         place.applied(tar);
         assert_eq!(fs::read_to_string(place.at(landed)).unwrap(), "in", "{name}");
         assert!(!place.sandbox.at("root2").exists());
+    }
+} }
+
+as_both! { an_empty_file_behind_a_link_empties_nothing_outside, || {
+    for to in ["/etc", "../etc", "../../../etc"] {
+        let place = Place::new();
+        place.applied(tar().symlink("l", to).file("l/passwd", ""));
+        assert_eq!(place.at("etc/passwd").metadata().unwrap().len(), 0);
+    }
+} }
+
+as_both! { times_and_owners_of_a_symlink_are_its_own, || {
+    let place = Place::new();
+    let meta = || place.sandbox.at("etc/passwd").metadata().unwrap();
+    let before = (meta().mtime(), meta().uid(), meta().mode());
+    let owner: [(&str, &[u8]); 2] = [("uid", b"7"), ("mtime", b"99.5")];
+    place.applied(tar().pax(&owner).symlink("l", "../etc/passwd").pax(&owner).symlink("m", "/etc/passwd"));
+    assert_eq!((meta().mtime(), meta().uid(), meta().mode()), before);
+    for path in ["l", "m"] {
+        let link = fs::symlink_metadata(place.at(path)).unwrap();
+        assert_eq!((link.mtime(), link.mtime_nsec(), link.uid()), (99, 500_000_000, 7), "{path}");
+    }
+} }
+
+as_both! { labels_of_an_image_are_left_out_and_its_own_attributes_kept, || {
+    let place = Place::new();
+    let records: [(&str, &[u8]); 2] =
+        [("SCHILY.xattr.security.selinux", b"system_u:object_r:etc_t:s0"), ("SCHILY.xattr.user.own", b"v")];
+    let empty: [(&str, &[u8]); 1] = [("SCHILY.xattr.security.capability", b"")];
+    place.applied(tar().pax(&records).file("f", "").pax(&records).dir("d").pax(&empty).file("g", ""));
+    assert!(place.xattr("g", "security.capability").is_none());
+    for path in ["f", "d"] {
+        assert_eq!(place.xattr(path, "user.own").as_deref(), Some("v"));
+        assert_ne!(place.xattr(path, "security.selinux").as_deref(), Some("system_u:object_r:etc_t:s0"));
     }
 } }
 
@@ -57,9 +94,9 @@ as_both! { hard_links_are_to_files_inside, || {
 } }
 
 as_both! { a_hard_link_to_a_symlink_is_another_name_of_it, || {
-    for target in ["../../etc/passwd", "/etc/passwd", "gone"] {
+    for target in ["../../etc/passwd", "/etc/passwd", "gone", "later"] {
         let place = Place::new();
-        place.applied(tar().symlink("l", target).link("m", "l").link("n", "m"));
+        place.applied(tar().symlink("l", target).link("m", "l").link("n", "m").file("later", "x"));
         assert_eq!(place.ino("n"), place.ino("l"));
         let meta = fs::symlink_metadata(place.at("n")).unwrap();
         assert!(meta.file_type().is_symlink() && meta.nlink() == 3);
@@ -85,6 +122,9 @@ as_both! { a_link_to_nothing_names_both, || {
     // Also when the target comes later.
     place.refusal(&tar().link("a", "b").file("b", "").end());
     place.refusal(&tar().link("a", "/").end());
+    // Also when there is such a file outside.
+    place.refusal(&tar().link("a", "../etc/passwd").end());
+    place.refusal(&tar().symlink("l", "/etc").link("a", "l/passwd").end());
 } }
 
 as_both! { odd_names_are_cleaned, || {
@@ -108,6 +148,10 @@ as_both! { later_entries_replace_earlier_ones, || {
         ("thrice", tar().file("a", "1").file("./a", "22").file("/a", "333"), vec!["- a=333"]),
         ("directory by symlink", tar().dir("d").file("d/f", "x").symlink("d", "e"), vec!["l d -> e"]),
         ("symlink by directory", tar().symlink("d", "/etc").dir("d").file("d/f", "x"), vec!["d d", "- d/f=x"]),
+        ("directory by absolute symlink", tar().dir("d").file("d/f", "x").symlink("d", "/e"), vec!["l d -> /e"]),
+        ("symlink and hard link behind it by directory",
+         tar().dir("e").file("e/f", "1").symlink("d", "e").link("d/g", "e/f").dir("d").link("d/f", "e/g").file("d/f", "2"),
+         vec!["d d", "- d/f=2", "d e", "- e/f=1", "- e/g=1"]),
         ("directory keeps children", tar().dir("d").file("d/f", "x").dir("d"), vec!["d d", "- d/f=x"]),
         ("hard link is broken", tar().file("a", "1").link("b", "a").file("b", "2"), vec!["- a=1", "- b=2"]),
         ("path", tar().dir("p").file("p/f", "1").symlink("p", "/").file("p/f", "2").dir("p").file("p/f", "3"),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 
 use plyfs::layer::apply::{self, Limits};
 
@@ -92,7 +93,32 @@ fn archives_that_can_be_read_in_two_ways_are_refused() {
                 .end(),
             "'a': has a map of its data that is wrong",
         ),
+        (
+            tar()
+                .pax(&[("GNU.sparse.map", b"5,2,100,1"), ("GNU.sparse.size", b"200")])
+                .file("a", "abc")
+                .end(),
+            "'a': has a piece of data that does not begin at a block",
+        ),
         (tar().symlink("a", "").end(), "'a': is a symlink to nothing"),
+        (
+            tar()
+                .pax(&[
+                    ("GNU.sparse.major", b"1"),
+                    ("GNU.sparse.minor", b"0"),
+                    ("GNU.sparse.size", b"9"),
+                ])
+                .file("a", &format!("{:<512}", "1\n184467440737095516195\n0\n"))
+                .end(),
+            "'a': has a map of its data that is wrong",
+        ),
+        (
+            (0..5)
+                .fold(tar(), |tar, _| tar.pax_global(&[("comment", &[b'c'; 1_000_000])]))
+                .file("a", "")
+                .end(),
+            "follows more than 4 MiB of extended headers",
+        ),
     ] {
         let refusal = Place::new().refusal(&archive);
         assert!(refusal.contains(why), "{refusal:?} instead of {why:?}");
@@ -211,9 +237,19 @@ fn limits_are_named() {
             "more than 2 names, the limit 'depth'",
         ),
         (
+            Limits { depth: 3, ..Limits::default() },
+            Tar::default().symlink("l", "d/e").file("l/x/f", "").end(),
+            "leads to more than 3 names, the limit 'depth'",
+        ),
+        (
             Limits { name: 3, ..Limits::default() },
             tar("a/long"),
             "more than 3 bytes, the limit 'name'",
+        ),
+        (
+            Limits { bytes: 8, ..Limits::default() },
+            Tar::default().file(".wh..wh.plnk/1", "12345").file(".wh..wh.plnk/2", "67890").end(),
+            "more than 8 bytes, the limit 'bytes'",
         ),
         (
             Limits { ratio: 100, ..Limits::default() },
@@ -275,9 +311,9 @@ fn a_slow_reader_is_waited_for_and_a_failing_one_is_named() {
     assert!(error.to_string().starts_with("read the archive: Input/output error"), "{error}");
 }
 
-/// Has the kernel refuse openat2, as filters of container engines do that do not know it.
-fn forbid_openat2(errno: i32) {
-    let number = u32::try_from(libc::SYS_openat2).unwrap();
+/// Has the kernel refuse a call, as filters of container engines do that do not know it.
+fn forbid(call: i64, errno: i32) {
+    let number = u32::try_from(call).unwrap();
     let step =
         |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
     let refuse = libc::SECCOMP_RET_ERRNO | u32::try_from(errno).unwrap();
@@ -307,7 +343,7 @@ fn everything_works_where_openat2_is_forbidden() {
         let done = std::thread::spawn(move || {
             let lower = Tar::default().dir("d").file("d/f", "1").symlink("l", "d");
             let place = Place::over(lower);
-            forbid_openat2(errno);
+            forbid(libc::SYS_openat2, errno);
             let deep = vec!["e"; 40].join("/");
             let tar = Tar::default()
                 .file("l/g", "2")
@@ -325,13 +361,33 @@ fn everything_works_where_openat2_is_forbidden() {
 }
 
 #[test]
+fn permissions_are_set_where_fchmodat2_is_forbidden() {
+    needs!(AnyUserNs);
+    let _ = this_test!();
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        let done = std::thread::spawn(move || {
+            let place = Place::new();
+            forbid(libc::SYS_fchmodat2, errno);
+            let outside = || std::fs::metadata(place.sandbox.at("etc/passwd")).unwrap().mode();
+            let before = outside();
+            let tar = tar().node(b'6', "fifo", 0, 0).symlink("l", "../etc/passwd").file("f", "");
+            place.applied(tar.dir_mode("d", "0000711"));
+            let mode = |path: &str| place.at(path).symlink_metadata().unwrap().mode() & 0o7777;
+            assert_eq!((mode("fifo"), mode("f"), mode("d")), (0o644, 0o644, 0o711));
+            assert_eq!(outside(), before);
+        });
+        done.join().unwrap();
+    }
+}
+
+#[test]
 fn mutated_archives_neither_panic_nor_leave_the_root() {
     let place = Place::over(tar().dir("d").file("d/f", "1").symlink("l", "/etc"));
-    let map: [(&str, &[u8]); 2] = [("GNU.sparse.map", b"5,2,100,1"), ("GNU.sparse.size", b"200")];
+    let map: [(&str, &[u8]); 2] = [("GNU.sparse.map", b"5,512,600,1"), ("GNU.sparse.size", b"700")];
     let tar = tar().dir("d").pax(&[("mtime", b"1.5"), ("uid", b"7")]).file("d/f", "data");
     let tar = tar.symlink("s", "../etc").link("h", "d/f").file("s/passwd", "x").whiteout(".wh.l");
     let tar = tar.edited(b'L', "L", b"l/passwd\0", |_| {}).file("x", "y");
-    let archive = tar.pax(&map).file("sp", "abc").whiteout("d/.wh..wh..opq").end();
+    let archive = tar.pax(&map).file("sp", &"x".repeat(513)).whiteout("d/.wh..wh..opq").end();
     let mut rng = crate::common::rng::Rng::new(7);
     for _ in 0..1000 {
         let mut bytes = archive.clone();

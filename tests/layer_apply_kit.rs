@@ -116,6 +116,14 @@ impl Tar {
     }
 
     pub fn pax(self, records: &[(&str, &[u8])]) -> Tar {
+        self.extended(b'x', records)
+    }
+
+    pub fn pax_global(self, records: &[(&str, &[u8])]) -> Tar {
+        self.extended(b'g', records)
+    }
+
+    fn extended(self, kind: u8, records: &[(&str, &[u8])]) -> Tar {
         let mut data = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -127,7 +135,7 @@ impl Tar {
             data.extend_from_slice(value);
             data.push(b'\n');
         }
-        self.edited(b'x', "PaxHeaders", &data, |_| {})
+        self.edited(kind, "PaxHeaders", &data, |_| {})
     }
 
     pub fn end(self) -> Vec<u8> {

@@ -39,8 +39,8 @@ as_both! { every_archive_comes_back_byte_for_byte, || {
         ("a file without a name", tar().file("", "lost").file("..", "lost too")),
         ("zeros at the end", tar().file("f", "x").raw(&[0; 20480])),
         ("aufs", tar().file(".wh..wh.plnk/1", "kept").link("a", ".wh..wh.plnk/1").file(".wh..wh.aufs", "x")),
-        ("sparse 0.1", tar().pax(&[("GNU.sparse.map", b"5,2,100,1"), ("GNU.sparse.size", b"200"), ("GNU.sparse.name", b"s")]).file("GNUSparseFile.1/s", "abc")),
-        ("sparse, replaced", tar().pax(&[("GNU.sparse.map", b"5,2,100,1"), ("GNU.sparse.size", b"200")]).file("s", "abc").file("s", "new")),
+        ("sparse 0.1", tar().pax(&[("GNU.sparse.map", b"5,512,600,1"), ("GNU.sparse.size", b"700"), ("GNU.sparse.name", b"s")]).file("GNUSparseFile.1/s", &"x".repeat(513))),
+        ("sparse, replaced", tar().pax(&[("GNU.sparse.map", b"5,512,600,1"), ("GNU.sparse.size", b"700")]).file("s", &"x".repeat(513)).file("s", "new")),
         ("padding that is not zero", tar().edited(b'0', "f", b"x", |_| {}).file("g", "")),
         ("large", tar().file("f", &"0123456789".repeat(300_000)).file("f", &"ab".repeat(1_000_000))),
     ] {

@@ -183,9 +183,11 @@ fn place(value: &[u8], field: &mut [u8]) -> bool {
     value.len() <= field.len()
 }
 
-/// The keyword of a record ends at its first `=`, so a name with one is written as GNU tar does.
+/// The keyword of a record ends at its first `=`, so a name with one is written as GNU tar does, and one that would be
+/// taken for such. Other readers know names only as they are, so all others are written like that.
 fn keyword(name: &[u8]) -> Vec<u8> {
-    if !name.contains(&b'=') {
+    let escaped = |part: &[u8]| part == b"%3D" || part == b"%25";
+    if !name.contains(&b'=') && !name.windows(3).any(escaped) {
         return name.to_vec();
     }
     let mut keyword = Vec::new();
@@ -252,6 +254,8 @@ mod tests {
         entry.body = Body::File(0);
         (entry.uid, entry.gid, entry.mtime) = (u32::MAX - 1, 1 << 21, (-1, 1));
         entry.xattrs = vec![(b"user.a=b".to_vec(), b"\0=".to_vec())];
+        assert_eq!(keyword(b"user.%3D%"), b"user.%253D%25");
+        assert_eq!(keyword(b"user.%3d%"), b"user.%3d%");
         let mut bytes = entry.to_bytes().unwrap();
         bytes.extend([0; 1024]);
         let mut archive = tar::Archive::new(bytes.as_slice());

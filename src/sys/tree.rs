@@ -208,7 +208,7 @@ pub fn xattr_names(dir: impl AsFd, name: &OsStr) -> io::Result<Vec<OsString>> {
     }
 }
 
-/// Value of an xattr of an object, `None` when there is none of that name.
+/// Value of an xattr of an object, `None` when there is none of that name that means anything.
 pub fn xattr(dir: impl AsFd, name: &OsStr, key: &OsStr) -> io::Result<Option<Vec<u8>>> {
     let at = proc_path(dir.as_fd(), name);
     match grow(|buffer| {
@@ -220,6 +220,8 @@ pub fn xattr(dir: impl AsFd, name: &OsStr, key: &OsStr) -> io::Result<Option<Vec
     }) {
         Ok(value) => Ok(Some(value)),
         Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        // The kernel takes empty capabilities and gives them to nobody.
+        Err(Errno::INVAL) if key == "security.capability" => Ok(None),
         Err(e) => Err(e.into()),
     }
 }

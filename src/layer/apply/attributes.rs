@@ -117,6 +117,10 @@ impl Setter {
         bears_user: bool,
     ) -> io::Result<()> {
         let shown = || key.escape_ascii();
+        if key == CAPABILITY && value.is_empty() {
+            log::warn!("attribute {} left out: it is empty", shown());
+            return Ok(());
+        }
         let Some(stored) = self.stored(key) else {
             log::warn!("attribute {} left out: not an image's to set", shown());
             return Ok(());

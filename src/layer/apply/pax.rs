@@ -1,5 +1,7 @@
 //! The records of a PAX extended header (POSIX pax, "ustar Interchange Format").
 
+use std::collections::BTreeMap;
+
 use super::header::Wrong;
 
 /// Records of one extended header.
@@ -13,7 +15,7 @@ pub(super) struct Records {
     pub(super) mtime: Option<(i64, u32)>,
     pub(super) atime: Option<(i64, u32)>,
     /// Names and values; the later of one name counts.
-    pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// GNU.sparse.*, without that.
     pub(super) sparse: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -55,7 +57,7 @@ impl Records {
                 } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
                     let (name, value) = percent(name).zip(base64(value)).ok_or_else(wrong)?;
                     // The other spelling is exact, whichever comes first.
-                    if !self.xattrs.iter().any(|(known, _)| *known == name) {
+                    if !self.xattrs.contains_key(&name) {
                         self.xattr(name, value).ok_or_else(wrong)?;
                     }
                 } else if let Some(name) = key.strip_prefix(b"GNU.sparse.") {
@@ -70,8 +72,7 @@ impl Records {
         if name.is_empty() || name.contains(&0) {
             return None;
         }
-        self.xattrs.retain(|(known, _)| *known != name);
-        self.xattrs.push((name, value));
+        self.xattrs.insert(name, value);
         Some(())
     }
 }
@@ -121,12 +122,19 @@ fn moment(text: &[u8]) -> Option<(i64, u32)> {
     })
 }
 
-/// A keyword with `=` in it is written as GNU tar does; others stand as they are.
+/// GNU tar writes `=` and `%` of a keyword like this; everything else stands as it is.
 fn keyword(name: &[u8]) -> Vec<u8> {
-    match name.windows(3).any(|part| part == b"%3D") {
-        true => percent(name).unwrap_or_else(|| name.to_vec()),
-        false => name.to_vec(),
+    let (mut out, mut rest) = (Vec::new(), name);
+    while let Some((&byte, tail)) = rest.split_first() {
+        let (byte, tail) = match rest.get(..3) {
+            Some(b"%3D") => (b'=', &rest[3..]),
+            Some(b"%25") => (b'%', &rest[3..]),
+            _ => (byte, tail),
+        };
+        out.push(byte);
+        rest = tail;
     }
+    out
 }
 
 fn percent(name: &[u8]) -> Option<Vec<u8>> {
@@ -198,8 +206,8 @@ mod tests {
     fn attributes_come_in_two_spellings() {
         let records =
             Records::parse(b"32 LIBARCHIVE.xattr.user.a=YQ==\n25 SCHILY.xattr.user.a=b\n").unwrap();
-        assert_eq!(records.xattrs, [(b"user.a".to_vec(), b"b".to_vec())]);
+        assert_eq!(records.xattrs, [(b"user.a".to_vec(), b"b".to_vec())].into());
         assert_eq!(keyword(b"user.a%3Db%25"), b"user.a=b%");
-        assert_eq!(keyword(b"user.a%25"), b"user.a%25");
+        assert_eq!(keyword(b"user.a%253D%3d%"), b"user.a%3D%3d%");
     }
 }

@@ -16,8 +16,9 @@ use super::pax::Records;
 use super::sparse::{self, Lines, Map, Reading};
 use crate::error::{Error, Result};
 
-/// Bytes of an extended header or a long name.
+/// Bytes of an extended header or a long name, and of all that precede one entry.
 const EXTENSION: u64 = 1024 * 1024;
+const EXTENSIONS: u64 = 4 * EXTENSION;
 /// Sizes from here on do not fit the octal field, so a record has to say them.
 const OCTAL_END: u64 = 0o100_000_000_000;
 
@@ -92,8 +93,13 @@ impl Reader<'_, '_> {
     /// The next entry, without its data; `None` at the end of the archive.
     pub(super) fn next(&mut self) -> Result<Option<Entry>> {
         let mut before = Extensions::default();
+        let start = self.input.offset();
         loop {
             let at = self.input.offset();
+            // Global headers may follow each other without end, and all of them are kept for the record.
+            if at - start > EXTENSIONS {
+                return Err(at_byte(at, "follows more than 4 MiB of extended headers".into()));
+            }
             let Some(block) = self.block()? else { return end(&before) };
             if block.iter().all(|&byte| byte == 0) {
                 return match self.block()? {
@@ -180,7 +186,7 @@ impl Reader<'_, '_> {
             atime: records.atime,
             link,
             device: device(&header).map_err(refuse)?,
-            xattrs: std::mem::take(&mut records.xattrs),
+            xattrs: std::mem::take(&mut records.xattrs).into_iter().collect(),
             size: stored,
             stored,
             map: None,

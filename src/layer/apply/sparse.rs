@@ -4,6 +4,8 @@ use super::BLOCK;
 use super::header::{Wrong, number};
 use super::pax::decimal;
 
+const BLOCK_SIZE: u64 = 512;
+
 /// Pieces of data in a file, as a bound for memory.
 const PIECES: usize = 500_000;
 
@@ -53,6 +55,10 @@ impl Reading {
             let to = from.checked_add(length).filter(|to| *to <= size).ok_or_else(wrong)?;
             if from < end {
                 return Err(wrong());
+            }
+            // GNU tar begins each piece at a block, other readers where the last one ends.
+            if length > 0 && sum % BLOCK_SIZE != 0 {
+                return Err("has a piece of data that does not begin at a block".into());
             }
             (end, sum) = (to, sum + length);
             if length > 0 {
@@ -128,7 +134,8 @@ impl Lines {
             match byte {
                 b'0'..=b'9' => {
                     let sum = self.number.unwrap_or(0).checked_mul(10).ok_or_else(wrong)?;
-                    self.number = sum.checked_add(u64::from(byte - b'0'));
+                    let sum = sum.checked_add(u64::from(byte - b'0')).ok_or_else(wrong)?;
+                    self.number = Some(sum);
                 }
                 b'\n' => {
                     let number = self.number.take().ok_or_else(wrong)?;

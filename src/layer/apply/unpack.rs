@@ -140,7 +140,6 @@ impl<'a> Unpack<'a> {
             record.entry(&entry.name)?;
         }
         if self.is_mark(entry, &names)? {
-            self.size -= if entry.kind == Kind::File { entry.size } else { 0 };
             return self.kept_or_skipped(entry, &names, input);
         }
         let Some((name, above)) = names.split_last() else {
@@ -174,7 +173,10 @@ impl<'a> Unpack<'a> {
         if length(names.len()) > depth {
             return Err(entry.wrong(format!("has more than {depth} names, the limit 'depth'")));
         }
-        match names.iter().any(|name| length(name.len()) > longest) {
+        // A deletion of the longest name has a longer one.
+        let plain =
+            |name: &[u8]| name.strip_prefix(whiteout::PREFIX).map_or(name.len(), <[u8]>::len);
+        match names.iter().any(|name| length(plain(name)) > longest) {
             true => {
                 Err(entry
                     .wrong(format!("has a name of more than {longest} bytes, the limit 'name'")))
@@ -445,7 +447,10 @@ impl<'a> Unpack<'a> {
                 self.data(&file, (None, entry.size), Source::Record, input)?;
                 self.dress_kept(&file, entry)
             }
-            _ => self.skip(input, entry.stored),
+            _ => {
+                self.size -= if entry.kind == Kind::File { entry.size } else { 0 };
+                self.skip(input, entry.stored)
+            }
         }
     }
 }

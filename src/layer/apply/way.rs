@@ -79,7 +79,8 @@ impl Unpack<'_> {
                     }
                 }
             }
-            if u64::try_from(self.dirs.depth()).unwrap_or(u64::MAX) > self.limits.depth {
+            // One more name follows.
+            if u64::try_from(self.dirs.depth()).unwrap_or(u64::MAX) >= self.limits.depth {
                 let depth = self.limits.depth;
                 return Err(
                     entry.wrong(format!("leads to more than {depth} names, the limit 'depth'"))
