@@ -15,6 +15,8 @@ use crate::sys::tree::{self, Kind, Stat};
 
 /// Prefix of a file that deletes the rest of its name.
 pub(super) const PREFIX: &[u8] = b".wh.";
+/// The prefix as a name, which deletes nothing.
+pub(super) const BARE: &str = ".wh.";
 /// The file that makes its directory opaque.
 pub(super) const OPAQUE_FILE: &str = ".wh..wh..opq";
 /// A device 0:0 of this name does so too: fuse-overlayfs up to 1.13 leaves it beside that file. A file

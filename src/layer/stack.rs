@@ -156,6 +156,11 @@ impl Stack {
         for entry in list {
             match marks::name(&entry) {
                 marks::Name::Deletes(_) if is_second_opaque(&fd, &entry) => false,
+                // No mark is a directory, and what is in this one is of the layer.
+                marks::Name::Deletes(_) if is_dir(&fd, &entry) => names.insert(entry),
+                marks::Name::Reserved if entry == marks::BARE && is_dir(&fd, &entry) => {
+                    names.insert(entry)
+                }
                 marks::Name::Plain => names.insert(entry),
                 marks::Name::Deletes(name) => names.insert(name.to_owned()),
                 marks::Name::Reserved => false,
@@ -237,8 +242,9 @@ impl Stack {
     fn step(&self, dir: &Dir<'_>, name: &OsStr, search: &mut Search) -> Result<()> {
         let spot = Spot { layer: dir.layer, dir: dir.path.to_path_buf(), name: name.to_owned() };
         let shown = || self.path_of(&spot);
-        let deleted_below =
-            tree::find(dir.fd, &marks::dot_name(name)).on("stat", shown())?.is_some();
+        let deleted_below = tree::find(dir.fd, &marks::dot_name(name))
+            .on("stat", shown())?
+            .is_some_and(|stat| stat.kind != Kind::Dir);
         let Some(stat) = tree::find(dir.fd, name).on("stat", shown())? else {
             search.done |= deleted_below;
             return Ok(());
@@ -297,7 +303,12 @@ impl Layer {
 /// Whether an entry of the directory says that it is opaque.
 fn has_opaque_entry(dir: &OwnedFd) -> std::io::Result<bool> {
     let file = tree::find(dir, OsStr::new(marks::OPAQUE_FILE))?;
-    Ok(file.is_some() || is_second_opaque(dir, OsStr::new(marks::SECOND_OPAQUE)))
+    Ok(file.is_some_and(|stat| stat.kind != Kind::Dir)
+        || is_second_opaque(dir, OsStr::new(marks::SECOND_OPAQUE)))
+}
+
+fn is_dir(dir: &OwnedFd, name: &OsStr) -> bool {
+    tree::stat(dir, name).is_ok_and(|stat| stat.kind == Kind::Dir)
 }
 
 fn is_second_opaque(dir: &OwnedFd, name: &OsStr) -> bool {
