@@ -34,6 +34,7 @@ mod layer_apply_kit;
 mod layer_apply_marks;
 mod layer_changes;
 mod layer_split;
+mod layer_steps;
 mod overlay_bulk;
 mod overlay_memory;
 mod overlay_model;
