@@ -28,6 +28,7 @@ mod driver_quota_projects;
 mod driver_roundtrip;
 mod driver_selection;
 mod faults;
+mod fuzzing;
 mod layer_apply;
 mod layer_apply_hostile;
 mod layer_apply_kit;
