@@ -9,6 +9,7 @@ import statistics
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import layers  # noqa: E402
 import mounts  # noqa: E402
 import plot  # noqa: E402
 import prepare  # noqa: E402
@@ -31,15 +32,19 @@ def condense(found):
 
 
 def collect(lines):
-    """{mode: {"subjects": [...], "rows": {row: {subject: condensed}}}}"""
+    """{mode: {"subjects": [...], "rows": {row: {subject: condensed}}, "layers": the same of the rows of layers}}"""
     modes = {}
     for one in map(json.loads, lines):
+        tables = {key: collections.defaultdict(lambda: collections.defaultdict(list)) for key in ("rows", "layers")}
+        mode = modes.setdefault(one["mode"], {"subjects": []} | tables)
         if "subjects" in one:
-            modes[one["mode"]] = {"subjects": one["subjects"], "rows": collections.defaultdict(lambda: collections.defaultdict(list))}
+            mode["subjects"] = one["subjects"]
         else:
-            modes[one["mode"]]["rows"][one["row"]][one["subject"]].append(one)
+            key = "layers" if "layers" in one else "rows"
+            mode[key][one.get("layers") or one["row"]][one["subject"]].append(one)
     for mode in modes.values():
-        mode["rows"] = {row: {name: condense(found) for name, found in by_name.items()} for row, by_name in mode["rows"].items()}
+        for key in ("rows", "layers"):
+            mode[key] = {row: {name: condense(found) for name, found in by_name.items()} for row, by_name in mode[key].items()}
     return modes
 
 
@@ -120,6 +125,41 @@ def print_tables(mode, found, scale):
         print(line(title(row, scale), list(zip(cells, widths))))
 
 
+def layer_verdict(row, found):
+    """(the ratio or None, whether the goal is missed) of a row of layers."""
+    mine, base = found.get("plyfs", {}), found.get(row.against, {})
+    ratio = mine["wall"] / base["wall"] if "wall" in mine and base.get("wall") else None
+    return ratio, bool(row.goal and ratio and ratio > row.goal) or bool(row.most and mine.get("value", 0) > row.most)
+
+
+def print_layers(mode, found, scale):
+    """Returns how many rows ended in an error."""
+    shown = [row for row in layers.ROWS if row.name in found]
+    errors = 0
+    print(f"\n{mode}: layers; the ratio is to tar, of what writes a tree to tar and sync -f; ! misses the goal")
+    print(line("", [(text, 0) for text in ("plyfs", "tar", "tar+sync", "ratio", "goal")]))
+    for row in shown:
+        ratio, missed = layer_verdict(row, found[row.name])
+        cells = []
+        for subject in ("plyfs", "tar", "tar+sync"):
+            one = found[row.name].get(subject, {})
+            value = one.get("wall", one.get("value"))
+            if value is None:
+                cells.append("error" if one else "-")
+                continue
+            cells.append(f"{value:.3f} {row.unit}" if row.unit == "s" else f"{value:.1f} {row.unit}")
+        mark = "!" * missed
+        cells.append(f"{ratio:.2f}{mark}" if ratio else mark or "-")
+        cells.append(f"{row.goal:g}" if row.goal else f"{row.most:g} {row.unit}" if row.most else "")
+        print(line(row.what.format(**scale), [(text, 0) for text in cells]))
+    for row in shown:
+        for subject, one in found[row.name].items():
+            if "error" in one:
+                print(f"{mode} {subject}: {row.what.format(**scale)}: error: {one['error']}")
+                errors += subject == "plyfs"
+    return errors
+
+
 def print_verdicts(mode, found, scale):
     """Errors, a line each, and a count for each variant; returns how many rows of plyfs ended in an error."""
     errors = 0
@@ -153,15 +193,19 @@ def main():
     args = parse.parse_args()
     modes = collect(pathlib.Path(args.file).read_text().splitlines())
     scale = vars(prepare.QUICK if args.quick else prepare.Scale())
+    layer_scale = vars(layers.QUICK if args.quick else layers.Scale())
     errors = 0
     for mode, found in modes.items():
-        print_tables(mode, found, scale)
+        if found["rows"]:
+            print_tables(mode, found, scale)
+        if found["layers"]:
+            errors += print_layers(mode, found["layers"], layer_scale)
     print()
     for mode, found in modes.items():
         errors += print_verdicts(mode, found, scale)
     if args.json:
         machine = dict(one.split("=", 1) for one in args.machine.splitlines())
-        text = json.dumps({"machine": machine, "scale": scale, "modes": modes}, indent=1)
+        text = json.dumps({"machine": machine, "scale": scale, "layers": layer_scale, "modes": modes}, indent=1)
         pathlib.Path(args.json).write_text(text + "\n")
     if args.plot:
         pathlib.Path(args.plot).mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import xml.etree.ElementTree
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import layers  # noqa: E402
 import mounts  # noqa: E402
 import plot  # noqa: E402
 import prepare  # noqa: E402
@@ -87,10 +88,45 @@ class Verdicts(unittest.TestCase):
         self.assertEqual(self.missed("cp", "fuse-overlayfs", walls={"kernel": 1.0, "fuse-overlayfs": 99.0}), (False, False))
 
 
+class Layers(unittest.TestCase):
+    def verdict(self, name, **found):
+        return summary.layer_verdict(next(row for row in layers.ROWS if row.name == name), found)
+
+    def test_filling_is_held_against_tar_and_sync(self):
+        found = {"plyfs": {"wall": 2.3}, "tar": {"wall": 1.0}, "tar+sync": {"wall": 2.0}}
+        self.assertEqual(self.verdict("layer-apply", **found), (1.15, True))
+        self.assertEqual(self.verdict("layer-apply", **found | {"plyfs": {"wall": 2.1}}), (1.05, False))
+
+    def test_reading_is_held_against_tar(self):
+        self.assertEqual(self.verdict("layer-diff", plyfs={"wall": 1.0}, tar={"wall": 1.0}), (1.0, False))
+
+    def test_values_have_a_bound(self):
+        self.assertEqual(self.verdict("layer-rm", plyfs={"value": 51.0}), (None, True))
+        self.assertEqual(self.verdict("layer-memory-diff", plyfs={"value": 9.0}), (None, False))
+        self.assertEqual(self.verdict("layer-memory-diff", plyfs={"error": "none"}), (None, False))
+
+    def test_measurements_are_collected_beside_those_of_mounts(self):
+        lines = [{"mode": "root", "layers": "layer-rm", "subject": "plyfs", "value": value} for value in (1.0, 2.0, 9.0)]
+        lines += [{"mode": "root", "subjects": ["kernel"]}, {"mode": "root", "row": "cp", "subject": "kernel", "wall": 1.0}]
+        found = summary.collect(map(json.dumps, lines))["root"]
+        self.assertEqual((found["layers"]["layer-rm"]["plyfs"]["value"], found["rows"]["cp"]["kernel"]["wall"]), (2.0, 1.0))
+        self.assertEqual(found["subjects"], ["kernel"])
+
+    def test_an_archive_of_empty_files_is_one(self):
+        import tarfile
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as place:
+            layers.write_many(f"{place}/many.tar", 3)
+            with tarfile.open(f"{place}/many.tar") as archive:
+                self.assertEqual(archive.getnames(), [f"many/{number:06}" for number in range(3)])
+
+
 class Rows(unittest.TestCase):
     def test_every_row_can_be_prepared_and_said(self):
-        names = [row.name for row in rows.ROWS]
+        names = [row.name for row in rows.ROWS + layers.ROWS]
         self.assertEqual(len(names), len(set(names)))
+        self.assertTrue(all(row.name.startswith("layer-") for row in layers.ROWS))
         known = {**vars(prepare.Scale()), "m": "/mnt", "load": "load", "src": "/src"}
         for row in rows.ROWS:
             self.assertTrue(row.lower.startswith("layers") or hasattr(prepare.Sources, f"make_{row.lower}"), row.name)
