@@ -14,6 +14,7 @@
 //! | `input` | the bytes: unpacked, counted, hashed |
 //! | `reader`, `header`, `pax`, `sparse` | the bytes as entries |
 //! | `unpack`, `way`, `link`, `remove`, `lower` | entries as files |
+//! | `writeback` | data on its way to the disk |
 //! | `dirs`, `attributes` | the directories on the way; owner, mode, attributes, times |
 
 mod attributes;
@@ -28,6 +29,7 @@ mod remove;
 mod sparse;
 mod unpack;
 mod way;
+mod writeback;
 
 use std::io::{Read, Write};
 use std::path::PathBuf;

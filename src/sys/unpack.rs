@@ -30,6 +30,22 @@ pub fn write(mut file: &File, part: &[u8], offset: Option<u64>) -> io::Result<()
     }
 }
 
+/// Begins to write what is in memory of a stretch of a file to the disk, and does not wait for it. Nothing is sure to be there
+/// before a sync.
+pub fn begin_writing(file: &File, start: u64, length: u64) -> io::Result<()> {
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    // SAFETY: the descriptor is open for the call, which takes numbers only.
+    let done = unsafe {
+        libc::sync_file_range(
+            file.as_raw_fd(),
+            number(start),
+            number(length),
+            libc::SYNC_FILE_RANGE_WRITE,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Sets the permissions of an open file or directory.
 pub fn chmod(fd: impl AsFd, mode: u32) -> io::Result<()> {
     change::point()?;

@@ -22,7 +22,8 @@ const WAITING: usize = 3;
 const RATIO_FROM: u64 = 1024 * 1024;
 
 enum Piece {
-    Archive(Vec<u8>),
+    /// A buffer, and how many bytes of it are the archive's.
+    Archive(Vec<u8>, usize),
     Packed(Vec<u8>),
 }
 
@@ -55,8 +56,10 @@ struct Tap<'a> {
 pub(super) struct Input<'a> {
     source: Unpacked<Tap<'a>>,
     packing: Packing,
+    /// As long as it ever was, so that nothing has to be cleared.
     buffer: Vec<u8>,
     at: usize,
+    end: usize,
     /// Bytes before the buffer.
     before: u64,
     ratio: u64,
@@ -97,8 +100,9 @@ impl<'a> Input<'a> {
         let input = Input {
             source,
             packing,
-            buffer: Vec::with_capacity(BUFFER),
+            buffer: Vec::new(),
             at: 0,
+            end: 0,
             before: 0,
             ratio: limits.ratio,
             desk: (desk.pieces, desk.archive),
@@ -135,22 +139,22 @@ impl<'a> Input<'a> {
         if self.available()?.is_empty() {
             return Err(self.truncated());
         }
-        let rest = &self.buffer[self.at..];
+        let rest = &self.buffer[self.at..self.end];
         let most = usize::try_from(most).unwrap_or(usize::MAX).min(rest.len());
         Ok(&rest[..most])
     }
 
     /// Goes on behind bytes that were looked at.
     pub(super) fn consume(&mut self, length: usize) {
-        self.at = self.at.saturating_add(length).min(self.buffer.len());
+        self.at = self.at.saturating_add(length).min(self.end);
     }
 
     /// What is in the buffer; empty at the end.
     pub(super) fn available(&mut self) -> Result<&[u8]> {
-        if self.at == self.buffer.len() {
+        if self.at == self.end {
             self.fill()?;
         }
-        Ok(&self.buffer[self.at..])
+        Ok(&self.buffer[self.at..self.end])
     }
 
     /// The digests, `sha256:` in front: of the archive, and of it as it came. It has to be at its end.
@@ -166,9 +170,9 @@ impl<'a> Input<'a> {
     fn fill(&mut self) -> Result<()> {
         self.before = self.offset();
         self.at = 0;
-        if !self.buffer.is_empty() {
-            let full = std::mem::take(&mut self.buffer);
-            self.buffer = exchange(&self.desk, Piece::Archive(full), BUFFER);
+        if self.end > 0 {
+            let full = Piece::Archive(std::mem::take(&mut self.buffer), self.end);
+            self.buffer = exchange(&self.desk, full);
         }
         self.buffer.resize(BUFFER, 0);
         let mut filled = 0;
@@ -184,7 +188,7 @@ impl<'a> Input<'a> {
                 break Ok(());
             }
         };
-        self.buffer.truncate(filled);
+        self.end = filled;
         done.map_err(|error| self.fault(error))?;
         self.check_ratio(filled)
     }
@@ -218,11 +222,11 @@ impl<'a> Input<'a> {
 }
 
 /// Hands a buffer over and takes an empty one.
-fn exchange(desk: &(SyncSender<Piece>, Receiver<Vec<u8>>), piece: Piece, size: usize) -> Vec<u8> {
+fn exchange(desk: &(SyncSender<Piece>, Receiver<Vec<u8>>), piece: Piece) -> Vec<u8> {
     if desk.0.send(piece).is_err() {
         log::debug!("the thread that hashes is gone");
     }
-    desk.1.try_recv().unwrap_or_else(|_| Vec::with_capacity(size))
+    desk.1.try_recv().unwrap_or_default()
 }
 
 fn start<'scope>(
@@ -235,9 +239,9 @@ fn start<'scope>(
     let work = move || {
         let (mut whole, mut outer) = (Sha256::new(), Sha256::new());
         for piece in taken {
-            let (give, mut buffer) = match piece {
-                Piece::Archive(buffer) => {
-                    whole.update(&buffer);
+            let (give, buffer) = match piece {
+                Piece::Archive(buffer, length) => {
+                    whole.update(&buffer[..length]);
                     (&give_archive, buffer)
                 }
                 Piece::Packed(buffer) => {
@@ -245,7 +249,6 @@ fn start<'scope>(
                     (&give_packed, buffer)
                 }
             };
-            buffer.clear();
             // Nobody waits for it: one too many is let go.
             drop(give.try_send(buffer));
         }
@@ -290,7 +293,7 @@ impl BufRead for Tap<'_> {
         if self.start == self.buffer.len() {
             if let Some(desk) = self.desk.as_ref().filter(|_| !self.buffer.is_empty()) {
                 let full = std::mem::take(&mut self.buffer);
-                self.buffer = exchange(desk, Piece::Packed(full), PACKED);
+                self.buffer = exchange(desk, Piece::Packed(full));
             }
             let got = self.pull(None);
             self.buffer.truncate(*got.as_ref().unwrap_or(&0));

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 
 use plyfs_fuse::sys::{self, Stat};
 use plyfs_fuse::whiteout::{self, Dialect, Space, Style};
@@ -16,6 +17,7 @@ use super::lower::Below;
 use super::reader::{Entry, Kind, Reader};
 use super::remove::{Brought, Kept, set_opaque};
 use super::way::{Step, Wanted};
+use super::writeback::Writeback;
 use super::{BLOCK, Limits, Owners, Target, Whiteouts, beyond};
 use crate::error::{Context, Result};
 use crate::layer::split::{Recorder, Source, clean};
@@ -32,6 +34,7 @@ pub(super) struct Unpack<'a> {
     pub(super) kept: Option<Kept>,
     pub(super) record: Option<Recorder>,
     pub(super) setter: Setter,
+    writeback: Writeback,
     umask: u32,
     pub(super) is_root: bool,
     size: u64,
@@ -51,7 +54,7 @@ impl<'a> Unpack<'a> {
             true => {
                 let files = unnamed().and_then(|record| Ok((record, unnamed()?)));
                 let (record, late) = files.on("make a temporary file in", &target.root)?;
-                Some(Recorder::new(record, late))
+                Some(Recorder::new(record, late)?)
             }
             false => None,
         };
@@ -70,6 +73,7 @@ impl<'a> Unpack<'a> {
             kept: None,
             record,
             setter: Setter { owners: target.owners },
+            writeback: Writeback::start()?,
             umask: umask(),
             is_root: sys::effective_ids().0 == 0,
             size: 0,
@@ -107,6 +111,7 @@ impl<'a> Unpack<'a> {
         self.dirs.keep(0)?;
         self.drop_kept()?;
         self.dirs.leave()?;
+        self.writeback.finish();
         if let Some((record, out)) = self.record.zip(split) {
             record.finish(out)?;
         }
@@ -274,13 +279,14 @@ impl<'a> Unpack<'a> {
 
     fn file(&mut self, entry: &Entry, name: &OsStr, input: &mut Input<'_>) -> Result<()> {
         let plain = entry.mode & 0o777;
-        let file = self.create(name, plain | 0o200)?;
+        let file = Arc::new(self.create(name, plain | 0o200)?);
         let path = self.dirs.path_of(name.as_bytes());
         // A name that leads through a symlink is recorded as where it led.
         let same = clean(&entry.name).join(&b'/') == path;
         let source = Source::File(if same { &entry.name } else { &path });
+        let mut written = 0;
         match &entry.map {
-            None => self.data(&file, (None, entry.size), source, input)?,
+            None => written = self.data(&file, (None, entry.size), source, input)?,
             Some(map) => {
                 file.set_len(entry.size).at("set size of", &self.dirs, name.as_bytes())?;
                 for (offset, length) in map {
@@ -288,21 +294,24 @@ impl<'a> Unpack<'a> {
                 }
             }
         }
-        self.dress(&file, name, entry, plain | 0o200)
+        self.dress(&file, name, entry, plain | 0o200)?;
+        self.writeback.hand_over(&file, written, entry.size);
+        Ok(())
     }
 
-    /// Copies data from the archive to a file.
+    /// Copies data from the archive to a file. Returns up to where it is on its way to the disk.
     pub(super) fn data(
         &mut self,
-        file: &File,
-        (offset, length): (Option<u64>, u64),
+        file: &Arc<File>,
+        (offset, whole): (Option<u64>, u64),
         source: Source<'_>,
         input: &mut Input<'_>,
-    ) -> Result<()> {
-        let mut left = length;
+    ) -> Result<u64> {
+        let (start, mut left) = (offset.unwrap_or(0), whole);
+        let mut begun = start;
         while left > 0 {
             let part = input.part(left)?;
-            let written = offset.map(|offset| offset + (length - left));
+            let written = offset.map(|offset| offset + (whole - left));
             unpack::write(file, part, written).on("write", self.dirs.shown(b""))?;
             if let Some(record) = &mut self.record {
                 record.data(source, part)?;
@@ -310,11 +319,12 @@ impl<'a> Unpack<'a> {
             let length = part.len();
             input.consume(length);
             left = left.saturating_sub(u64::try_from(length).unwrap_or(left));
+            begun = self.writeback.wrote(file, begun, start + (whole - left));
         }
-        match &mut self.record {
-            Some(record) if length > 0 => record.end(source, length, offset),
-            _ => Ok(()),
+        if let Some(record) = self.record.as_mut().filter(|_| whole > 0) {
+            record.end(source, whole, offset)?;
         }
+        Ok(begun)
     }
 
     /// Gives a file that was just made what the entry has.
@@ -443,7 +453,7 @@ impl<'a> Unpack<'a> {
                     && entry.kind == Kind::File
                     && entry.map.is_none() =>
             {
-                let file = self.keep_aside(name)?;
+                let file = Arc::new(self.keep_aside(name)?);
                 self.data(&file, (None, entry.size), Source::Record, input)?;
                 self.dress_kept(&file, entry)
             }
