@@ -21,14 +21,16 @@ mod state;
 pub mod umount;
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Error;
+use crate::sys::{self, trash};
 use state::StateArgs;
 
 /// The version of the program we stand in for: consumers ask for 1.10 at least.
@@ -193,6 +195,32 @@ fn print_json(value: &impl serde::Serialize) -> crate::Result<()> {
         .map_err(|error| Error::io("encode", "standard output", error.into()))?;
     text.push('\n');
     print(text.as_bytes())
+}
+
+/// Deletes what was only put out of sight, as a removed layer is, in a process that nobody waits for. What that does not get
+/// done is deleted when a store is opened.
+fn finish_behind() {
+    if !trash::is_begun() {
+        return;
+    }
+    let inherited = sys::inherited();
+    let child = sys::fork(|| {
+        sys::close_inherited(&inherited);
+        let done = sys::close_stdio()
+            .and_then(|()| sys::new_session())
+            .and_then(|()| std::env::set_current_dir("/"))
+            .and_then(|()| trash::finish(None));
+        u8::from(done.is_err())
+    });
+    if let Err(error) = child {
+        log::debug!("fork: {error}");
+    }
+}
+
+/// Standard output for an archive: whoever writes to it collects, so nothing is looked for ends of lines.
+fn raw_output() -> crate::Result<File> {
+    let out = io::stdout().as_fd().try_clone_to_owned();
+    out.map(File::from).map_err(|error| Error::io("dup", "standard output", error))
 }
 
 /// Writes data to standard output, all of it or an error.

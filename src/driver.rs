@@ -146,7 +146,8 @@ pub trait Driver: fmt::Debug + Send + Sync {
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()>;
 
     /// Removes a layer that nothing is built on and nobody has mounted: it is out of sight when this returns, and what
-    /// cannot be deleted at once is deleted by [`Driver::sweep`]. One that is not there is no error.
+    /// cannot be deleted at once is deleted by [`crate::sys::trash::finish`] or [`Driver::sweep`]. One that is not there is no
+    /// error.
     fn remove(&self, id: &LayerId) -> Result<()>;
 
     /// Whether there is such a layer.

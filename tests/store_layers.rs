@@ -2,7 +2,9 @@
 //! crash leaves is cleared away.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use plyfs::driver::{Create, LayerId};
 
@@ -69,6 +71,29 @@ fn a_layer_in_use_is_not_removed(store: &driver_kit::Store) {
     store.plyfs(&["layer", "exists", "base"]).exits(1);
     assert_eq!(store.does(&["layer", "ls"]).stdout, "");
     assert_eq!(store.0.driver.list().unwrap(), []);
+}
+
+fn a_large_layer_is_deleted_behind_its_removal(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.does(&["layer", "create", "large"]);
+    let own = store.0.own("large");
+    for number in 0..6000 {
+        fs::write(own.join(number.to_string()), "").unwrap();
+    }
+    store.does(&["layer", "rm", "large"]);
+    store.plyfs(&["layer", "exists", "large"]).exits(1);
+    store.does(&["layer", "create", "large"]);
+    assert_eq!(fs::read_dir(store.0.own("large")).unwrap().count(), 0);
+    let left = || {
+        let dirs = [store.0.driver.home().to_path_buf(), store.0.driver.home().join("dir")];
+        let names = dirs.into_iter().flat_map(fs::read_dir).flatten().flatten();
+        names.map(|entry| entry.file_name()).find(|name| name.as_bytes().starts_with(b".gone-"))
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while let Some(left) = left() {
+        assert!(Instant::now() < end, "{left:?} is still there");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn wrong_input_changes_nothing(store: &driver_kit::Store) {
@@ -162,6 +187,7 @@ fn the_driver_tells_what_it_found(store: &driver_kit::Store) {
 every_driver! {
     filled_changed_and_given_back, a_layer_is_filled_changed_and_given_back;
     in_use_is_not_removed, a_layer_in_use_is_not_removed;
+    large_removal, a_large_layer_is_deleted_behind_its_removal;
     wrong_input, wrong_input_changes_nothing;
     crash, what_a_crash_left_is_cleared_away;
     foreign_storage, storage_of_others_is_told_and_left;

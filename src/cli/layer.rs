@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use super::state::{StateArgs, pairs};
@@ -123,6 +123,12 @@ enum Verb {
 
 /// Does it. The status is 1 for a layer that `exists` does not find.
 pub fn run(args: &Args, state: &StateArgs) -> Result<u8> {
+    let done = work(args, state);
+    super::finish_behind();
+    done
+}
+
+fn work(args: &Args, state: &StateArgs) -> Result<u8> {
     let store = state.open()?;
     match &args.verb {
         Verb::Create { read_only, parent, label, options, id } => {
@@ -189,16 +195,11 @@ fn diff(store: &Store, id: &LayerId, output: Option<&Path>) -> Result<()> {
     if let Some(path) = output.filter(|path| path.as_os_str() != "-") {
         // A pipe or a device is written to, and stays what it is.
         if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            let file = File::options().write(true).open(path).on("open", path)?;
-            let mut out = BufWriter::with_capacity(128 * 1024, file);
-            store.diff(id, &mut out)?;
-            return out.flush().on("write", path);
+            let mut file = File::options().write(true).open(path).on("open", path)?;
+            return store.diff(id, &mut file);
         }
-        let staged = crate::durable::Staged::beside(path)?;
-        let mut out = BufWriter::with_capacity(128 * 1024, &staged.file);
-        store.diff(id, &mut out)?;
-        out.flush().on("write", path)?;
-        drop(out);
+        let mut staged = crate::durable::Staged::beside(path)?;
+        store.diff(id, &mut staged.file)?;
         return staged.publish(path);
     }
     if io::stdout().is_terminal() {
@@ -207,9 +208,7 @@ fn diff(store: &Store, id: &LayerId, output: Option<&Path>) -> Result<()> {
             "is a terminal; name a file with -o or use a pipe",
         ));
     }
-    let mut out = BufWriter::with_capacity(128 * 1024, io::stdout().lock());
-    store.diff(id, &mut out)?;
-    out.flush().on("write", "standard output")
+    store.diff(id, &mut super::raw_output()?)
 }
 
 /// Changes limits, if there is anything to change, and tells them.

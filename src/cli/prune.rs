@@ -23,7 +23,9 @@ pub struct Args {
 
 /// Does it.
 pub fn run(args: &Args, state: &StateArgs) -> Result<()> {
-    let pruned = state.open()?.prune(args.dry_run)?;
+    let pruned = state.open().and_then(|store| store.prune(args.dry_run));
+    super::finish_behind();
+    let pruned = pruned?;
     if state.json {
         return super::print_json(&pruned);
     }

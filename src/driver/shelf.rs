@@ -20,8 +20,8 @@ const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
 /// The lock that all who make something take part in.
 pub(super) const LOCK: &str = ".lock";
-/// How long a removal may delete before it leaves the rest to a sweep.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How long a removal may delete before it leaves the rest to [`trash::finish`], or to a sweep.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// The directory.
 #[derive(Clone, Debug)]
@@ -82,7 +82,7 @@ impl Shelf {
         match done {
             Ok(()) => publish::sync_dir(&self.dir).on("sync", &self.dir),
             Err(error) => {
-                self.delete(&new, None)?;
+                self.delete(&new)?;
                 Err(error)
             }
         }
@@ -103,7 +103,7 @@ impl Shelf {
             Ok(made)
         });
         // All of it: what is replaced may share files with what has come, whose names would be counted too.
-        if let Err(error) = self.delete(&new, None) {
+        if let Err(error) = self.delete(&new) {
             log::warn!("{error}");
         }
         made
@@ -116,13 +116,12 @@ impl Shelf {
             return Ok(());
         }
         super::refuse_mounted(&dir, id)?;
-        let gone = self.name(GONE)?;
+        let (gone, hold) = (self.name(GONE)?, self.hold(&dir)?);
         let working = self.work()?;
         change::rename(&dir, &gone).on("rename", &dir)?;
         publish::sync_dir(&self.dir).on("sync", &self.dir)?;
         drop(working);
-        self.delete(&gone, Some(Instant::now() + PATIENCE))?;
-        Ok(())
+        self.begin_to_delete(&gone, hold)
     }
 
     /// The layers that `is_layer` knows, sorted.
@@ -137,7 +136,8 @@ impl Shelf {
         Ok(layers)
     }
 
-    /// Deletes what was never finished and what is removed; a line for each. `mend` puts other things right meanwhile.
+    /// Deletes what was never finished and what is removed, but what another process is deleting already; a line for each.
+    /// `mend` puts other things right meanwhile.
     pub(super) fn sweep(
         &self,
         mend: impl FnOnce(&mut Vec<String>) -> Result<()>,
@@ -150,8 +150,14 @@ impl Shelf {
             }
             mend(&mut done)?;
         }
+        trash::finish(Some(&self.dir)).on("delete what is removed from", &self.dir)?;
         for name in names(&self.dir)?.iter().filter(|name| name.starts_with(GONE)) {
-            self.delete(&self.dir.join(name), None)?;
+            let path = self.dir.join(name);
+            match self.hold(&path) {
+                Ok(None) => continue,
+                // Something that is no directory cannot be locked, and needs not be.
+                _ => self.delete(&path)?,
+            }
             done.push(format!(
                 "deleted what was left of something removed or never finished: {name}"
             ));
@@ -193,9 +199,23 @@ impl Shelf {
         Ok(self.dir.join(format!("{prefix}{name}")))
     }
 
-    fn delete(&self, path: &Path, deadline: Option<Instant>) -> Result<bool> {
+    /// Keeps others from deleting the directory; nothing when somebody is at it already.
+    fn hold(&self, path: &Path) -> Result<Option<trash::Hold>> {
+        let name = path.file_name().unwrap_or(OsStr::new(""));
+        trash::hold(&self.dir, name).on("lock", path)
+    }
+
+    fn delete(&self, path: &Path) -> Result<()> {
         self.release(path);
         let name = path.file_name().unwrap_or(OsStr::new(""));
-        trash::delete(&self.dir, name, deadline).on("delete", path)
+        trash::delete(&self.dir, name, None).map(drop).on("delete", path)
+    }
+
+    /// Deletes what there is time for; the rest is left to [`trash::finish`], or to a sweep.
+    fn begin_to_delete(&self, path: &Path, hold: Option<trash::Hold>) -> Result<()> {
+        self.release(path);
+        let Some(hold) = hold else { return Ok(()) };
+        let name = path.file_name().unwrap_or(OsStr::new(""));
+        trash::begin(&self.dir, name, Instant::now() + PATIENCE, hold).on("delete", path)
     }
 }

@@ -1,10 +1,15 @@
 //! Deleting trees: beneath a directory that is held open, never through a symlink, never into another mount,
 //! at any depth.
+//!
+//! What takes long is put out of sight first and deleted behind the caller's back: [`begin`] deletes what there is time for,
+//! [`finish`] the rest, in a process that nobody waits for. Meanwhile a lock says that somebody is at it.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
@@ -15,16 +20,71 @@ use super::change;
 /// Directories are held open down to this depth; what lies deeper is moved up first.
 const DEPTH: usize = 64;
 
+/// So many entries are deleted whatever time it takes, so that small trees never need a second go.
+const LEAST: u64 = 256;
+
+/// What this process has begun to delete and not finished.
+static BEGUN: Mutex<Vec<Begun>> = Mutex::new(Vec::new());
+
+struct Begun {
+    dir: PathBuf,
+    name: OsString,
+    #[allow(dead_code, reason = "others see that somebody is at it")]
+    hold: Hold,
+}
+
+/// The lock of a directory that is deleted, or about to be.
+#[derive(Debug)]
+pub struct Hold(#[allow(dead_code, reason = "closing it ends the lock")] OwnedFd);
+
+/// Takes the lock of the directory `name` in the one at `dir`; nothing when it is not there or somebody else has it.
+pub fn hold(dir: &Path, name: &OsStr) -> io::Result<Option<Hold>> {
+    let fd = match open(super::tree::open_root(dir)?.as_fd(), name) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        other => other?,
+    };
+    let file = File::from(fd);
+    Ok(super::publish::try_lock(&file)?.then(|| Hold(file.into())))
+}
+
+/// Deletes as [`delete`]. What there is no time for is left to [`finish`], and others keep away from it as long as this process
+/// lives.
+pub fn begin(dir: &Path, name: &OsStr, deadline: Instant, hold: Hold) -> io::Result<()> {
+    if !delete(dir, name, Some(deadline))? {
+        let begun = Begun { dir: dir.to_path_buf(), name: name.to_owned(), hold };
+        BEGUN.lock().unwrap_or_else(PoisonError::into_inner).push(begun);
+    }
+    Ok(())
+}
+
+/// Whether there is anything to [`finish`].
+pub fn is_begun() -> bool {
+    !BEGUN.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+}
+
+/// Deletes the rest of what this process has begun to; with `dir`, of what is in that directory.
+pub fn finish(dir: Option<&Path>) -> io::Result<()> {
+    let begun: Vec<Begun> = {
+        let mut all = BEGUN.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = |one: &Begun| dir.is_none_or(|dir| one.dir == dir);
+        let (now, later) = all.drain(..).partition(wanted);
+        *all = later;
+        now
+    };
+    begun.iter().try_for_each(|one| delete(&one.dir, &one.name, None).map(drop))
+}
+
 /// Deletes `name` in the directory at `dir` and all in it, until `deadline`; whether it is gone. One that is not there is
 /// gone; another process may be deleting it too.
 pub fn delete(dir: &Path, name: &OsStr, deadline: Option<Instant>) -> io::Result<bool> {
     let parent = super::tree::open_root(dir)?;
-    let mut trash = Trash { deadline, moved: 0, top: None };
+    let mut trash = Trash { deadline, entries: 0, moved: 0, top: None };
     trash.entry(parent.as_fd(), name, 0)
 }
 
 struct Trash {
     deadline: Option<Instant>,
+    entries: u64,
     moved: u64,
     /// The directory that is deleted, where what lies too deep is moved to.
     top: Option<OwnedFd>,
@@ -32,7 +92,9 @@ struct Trash {
 
 impl Trash {
     fn entry(&mut self, dir: BorrowedFd<'_>, name: &OsStr, depth: usize) -> io::Result<bool> {
-        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        self.entries += 1;
+        let is_late = |deadline| Instant::now() >= deadline;
+        if self.entries > LEAST && self.deadline.is_some_and(is_late) {
             return Ok(false);
         }
         change::point()?;
@@ -144,5 +206,30 @@ mod tests {
         assert!(!delete(&dir, OsStr::new("d"), Some(Instant::now())).unwrap());
         assert!(delete(&dir, OsStr::new("d"), None).unwrap());
         std::fs::remove_dir(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_begun_is_held_until_it_is_finished() {
+        let place = tempfile::tempdir().unwrap();
+        let (dir, name) = (place.path(), OsStr::new("d"));
+        assert!(hold(dir, name).unwrap().is_none());
+        std::fs::create_dir(dir.join("d")).unwrap();
+        for number in 0..2 * LEAST {
+            std::fs::write(dir.join(format!("d/{number}")), "x").unwrap();
+        }
+        let ours = hold(dir, name).unwrap().unwrap();
+        begin(dir, name, Instant::now(), ours).unwrap();
+        assert!(is_begun() && dir.join("d").exists() && hold(dir, name).unwrap().is_none());
+        finish(Some(&dir.join("other"))).unwrap();
+        assert!(dir.join("d").exists());
+        finish(Some(dir)).unwrap();
+        assert!(!dir.join("d").exists());
+    }
+
+    #[test]
+    fn small_trees_are_deleted_whatever_the_time() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(place.path().join("d/a/b")).unwrap();
+        assert!(delete(place.path(), OsStr::new("d"), Some(Instant::now())).unwrap());
     }
 }

@@ -65,7 +65,10 @@ impl Drop for Attempt {
 
 /// Mounts to try, without anybody else seeing it where the newer calls are known, at the target otherwise.
 pub fn trial(mount: &Mount) -> Result<Attempt> {
-    match detached(mount) {
+    // The end of any other would write out everything on the filesystem, whosever it is.
+    let mut hasty = mount.clone();
+    hasty.options.push("volatile".to_owned());
+    match detached(&hasty).or_else(|_| detached(mount)) {
         Ok(made) => Ok(Attempt::Detached(made.path(), made)),
         Err(Failure::Said(error)) => Err(refused(mount, error)),
         Err(Failure::Unknown(why)) => {
