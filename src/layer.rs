@@ -11,6 +11,7 @@ pub mod compare;
 pub mod compression;
 pub mod diff;
 mod marks;
+mod output;
 pub mod split;
 mod stack;
 mod xattrs;

@@ -360,6 +360,45 @@ fn the_same_tree_gives_the_same_bytes() {
 }
 
 #[test]
+fn a_directory_of_many_names_is_written_in_order() {
+    let layers = Layers::new();
+    let (mut marks, mut names) = (Vec::new(), Vec::new());
+    layers.dir("lower");
+    for number in 0..3000 {
+        let name = format!("{number:04}");
+        if number % 500 == 7 {
+            layers.whiteout(&format!("upper/{name}"));
+            marks.push(format!(".wh.{name}"));
+        } else if number % 500 == 8 {
+            layers.file(&format!("upper/{name}/in"), "");
+            names.extend([format!("{name}/"), format!("{name}/in")]);
+        } else {
+            layers.file(&format!("upper/{name}"), "");
+            names.push(name);
+        }
+    }
+    assert_eq!(layers.layer(&["lower"]).names, [marks, names].concat());
+}
+
+#[test]
+fn what_comes_behind_a_deep_directory_is_written_too() {
+    let layers = Layers::new();
+    let (mut path, mut before, mut behind) = (String::new(), Vec::new(), Vec::new());
+    for _ in 0..30 {
+        for name in ["a", "z"] {
+            layers.file(&format!("upper/{path}{name}"), "");
+        }
+        before.push(format!("{path}a"));
+        behind.push(format!("{path}z"));
+        path.push_str("d/");
+        before.push(path.clone());
+    }
+    layers.dir(&format!("upper/{path}"));
+    behind.reverse();
+    assert_eq!(layers.layer(&[]).names, [before, behind].concat());
+}
+
+#[test]
 fn symlinks_are_never_followed() {
     let layers = Layers::new();
     layers.file("secret/file", "s");

@@ -1,6 +1,6 @@
 //! `plyfs diff`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
@@ -49,7 +49,5 @@ pub fn run(args: &Args) -> Result<()> {
             "is a terminal; name a file with -o or use a pipe",
         ));
     }
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    diff::write(&spec, &mut out)?;
-    out.flush().map_err(|e| Error::io("write", "standard output", e))
+    diff::write(&spec, &mut super::raw_output()?)
 }

@@ -1,8 +1,12 @@
 //! Filling a directory from an archive: the one place where drivers meet [`crate::layer::apply`].
 
+use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::{self, Applied, Limits, Owners, Whiteouts};
@@ -46,29 +50,41 @@ pub(super) fn fill(
 
 /// Opens files beneath a root.
 #[derive(Debug)]
-pub(super) struct Files(PathBuf);
+pub(super) struct Files {
+    path: PathBuf,
+    root: OwnedFd,
+    /// The directory used last: files mostly follow each other within one.
+    last: RefCell<(PathBuf, Rc<OwnedFd>)>,
+}
 
 impl Files {
-    pub(super) fn of(root: &Path) -> Files {
-        Files(root.to_path_buf())
+    pub(super) fn of(path: &Path) -> Result<Files> {
+        let root = tree::open_root(path).on("open", path)?;
+        let last = Rc::new(root.try_clone().on("open", path)?);
+        Ok(Files { path: path.to_path_buf(), root, last: RefCell::new((PathBuf::new(), last)) })
+    }
+
+    fn dir(&self, path: &Path) -> Result<Rc<OwnedFd>> {
+        let mut last = self.last.borrow_mut();
+        if last.0 != path {
+            let dir = tree::open_dir(&self.root, path).on("open", self.path.join(path))?;
+            *last = (path.to_path_buf(), Rc::new(dir));
+        }
+        Ok(Rc::clone(&last.1))
     }
 }
 
 impl super::FileGetter for Files {
     fn open(&self, path: &[u8]) -> Result<Box<dyn Read>> {
-        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        let path = Path::new(OsStr::from_bytes(path));
         let plain: PathBuf = path
             .components()
-            .filter(|part| {
-                !matches!(part, std::path::Component::CurDir | std::path::Component::RootDir)
-            })
+            .filter(|part| !matches!(part, Component::CurDir | Component::RootDir))
             .collect();
-        let shown = self.0.join(&plain);
-        let root = tree::open_root(&self.0).on("open", &self.0)?;
         let name =
             plain.file_name().ok_or_else(|| Error::invalid("path in a layer", "names no file"))?;
-        let dir =
-            tree::open_dir(&root, plain.parent().unwrap_or(Path::new(""))).on("open", &shown)?;
-        Ok(Box::new(tree::open_file(&dir, name).on("open", &shown)?))
+        let dir = self.dir(plain.parent().unwrap_or(Path::new("")))?;
+        let (file, _) = tree::open_file(&*dir, name).on("open", self.path.join(&plain))?;
+        Ok(Box::new(file))
     }
 }

@@ -345,7 +345,7 @@ impl Driver for Hardlink {
     }
 
     fn files(&self, id: &LayerId) -> Result<Box<dyn FileGetter>> {
-        Ok(Box::new(Files::of(&self.parts(id)?.own)))
+        Ok(Box::new(Files::of(&self.parts(id)?.own)?))
     }
 
     fn quota(&self, id: &LayerId) -> Result<Quota> {

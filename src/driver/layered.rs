@@ -208,7 +208,7 @@ impl Driver for Layered {
     }
 
     fn files(&self, id: &LayerId) -> Result<Box<dyn FileGetter>> {
-        Ok(Box::new(Files::of(&self.layout.parts(id)?.own)))
+        Ok(Box::new(Files::of(&self.layout.parts(id)?.own)?))
     }
 
     fn quota(&self, id: &LayerId) -> Result<Quota> {

@@ -196,7 +196,7 @@ impl Driver for Vfs {
     }
 
     fn files(&self, id: &LayerId) -> Result<Box<dyn FileGetter>> {
-        Ok(Box::new(Files::of(&self.dir(id)?)))
+        Ok(Box::new(Files::of(&self.dir(id)?)?))
     }
 
     fn quota(&self, id: &LayerId) -> Result<Quota> {

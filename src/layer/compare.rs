@@ -16,7 +16,6 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::archive::BLOCK;
 use super::changes::{Change, ChangeKind};
 use super::diff::{Item, Writer};
 use super::marks::{self, Belief};
@@ -30,6 +29,9 @@ const TICK: i64 = 2;
 
 /// Data is compared in pieces of this size.
 const PIECE: usize = 128 * 1024;
+
+/// Names of a directory that are looked up at a time.
+const BATCH: usize = 1024;
 
 /// One of the two.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +100,7 @@ impl Comparison<'_> {
             let path = path.as_os_str().as_bytes().to_vec();
             writer.object(&Item { path, found, whole: true })?;
         }
-        writer.raw(&[0; 2 * BLOCK as usize])
+        writer.finish()
     }
 }
 
@@ -186,16 +188,22 @@ impl Walk {
         if let Some(old) = &self.old {
             names.append(&mut self::names(&old.stack, &dir.old)?);
         }
-        let names: Vec<OsString> = names.into_iter().collect();
-        let new = self.new.stack.look_up(&dir.new, names.clone())?;
-        let old = match &self.old {
-            Some(old) => old.stack.look_up(&dir.old, names.clone())?,
-            None => names.iter().map(|_| None).collect(),
-        };
-        for ((name, new), old) in names.into_iter().zip(new).zip(old) {
-            self.entry(dir.path.join(name), new, old)?;
+        let mut todo = names.into_iter();
+        loop {
+            // What is known of an object takes far more memory than its name.
+            let names: Vec<OsString> = todo.by_ref().take(BATCH).collect();
+            if names.is_empty() {
+                return Ok(());
+            }
+            let new = self.new.stack.look_up(&dir.new, names.clone())?;
+            let old = match &self.old {
+                Some(old) => old.stack.look_up(&dir.old, names.clone())?,
+                None => names.iter().map(|_| None).collect(),
+            };
+            for ((name, new), old) in names.into_iter().zip(new).zip(old) {
+                self.entry(dir.path.join(name), new, old)?;
+            }
         }
-        Ok(())
     }
 
     fn entry(&mut self, path: PathBuf, new: Option<Found>, old: Option<Found>) -> Result<()> {
@@ -299,7 +307,8 @@ fn equal(new: At<'_>, old: At<'_>, since: i64) -> Result<bool> {
 fn equal_xattrs(new: At<'_>, old: At<'_>) -> Result<bool> {
     let read = |(stack, found): At<'_>| {
         let dir = stack.open_dir(found.spot.layer, &found.spot.dir)?;
-        xattrs::read(dir.as_fd(), &found.spot.name).on("read xattrs", stack.path_of(&found.spot))
+        xattrs::read(dir.as_fd(), &found.spot.name, &found.marks.keys)
+            .on("read xattrs", stack.path_of(&found.spot))
     };
     let (new, old) = (read(new)?, read(old)?);
     Ok(new.user == old.user && new.record == old.record)
@@ -315,7 +324,7 @@ fn equal_data(new: At<'_>, old: At<'_>) -> Result<bool> {
         let spot: &Spot = found.data.as_ref().unwrap_or(&found.spot);
         let path = stack.path_of(spot);
         let dir = stack.open_dir(spot.layer, &spot.dir)?;
-        Ok::<_, Error>((tree::open_file(dir, OsStr::new(&spot.name)).on("open", &path)?, path))
+        Ok::<_, Error>((tree::open_file(dir, OsStr::new(&spot.name)).on("open", &path)?.0, path))
     };
     let ((new, new_path), (old, old_path)) = (open(new)?, open(old)?);
     let (mut a, mut b) = (Vec::with_capacity(PIECE), Vec::with_capacity(PIECE));

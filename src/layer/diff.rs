@@ -6,7 +6,7 @@
 //! its content; in it the marks come first, then the rest by name. The root's own attributes are not
 //! part of a layer.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,14 +18,18 @@ use plyfs_fuse::owner::OverrideKind;
 
 use super::archive::{BLOCK, Body, Entry, padding};
 use super::marks::{self, Belief};
+use super::output::Output;
 use super::stack::{Found, Place, Spot, Stack};
 use super::xattrs::{self, Attributes};
 use crate::durable::{Staged, parent};
 use crate::error::{Context, Error, Result};
 use crate::sys::tree::{self, Kind, Stat};
 
-/// Data is copied in pieces of this size.
-const PIECE: usize = 128 * 1024;
+/// Names of a directory that are looked up at a time: what is known of each takes far more memory than the name.
+const BATCH: usize = 1024;
+
+/// From this depth on only names are kept of the directories on the way.
+const DEEP: usize = 8;
 
 /// Longest target of a symlink (`PATH_MAX`).
 const TARGET_LIMIT: u64 = 4096;
@@ -50,15 +54,22 @@ pub fn write(spec: &Spec, out: &mut impl Write) -> Result<()> {
     let stack = Stack::open(&spec.upper, &spec.lowers, belief)?;
     let mut writer = Writer::new(stack, out);
     let opaque = writer.stack.is_opaque();
-    let mut todo = Vec::new();
-    let root = writer.stack.root(0);
-    writer.content(Dir { path: Vec::new(), parts: root, opaque, whole: false }, &mut todo)?;
-    while let Some(item) = todo.pop() {
+    let parts = writer.stack.root(0);
+    let root = Dir { path: Vec::new(), parts, opaque, whole: false };
+    let mut way = vec![writer.content(root)?];
+    while let Some(listing) = way.last_mut() {
+        let Some(item) = writer.next(listing)? else {
+            way.pop();
+            continue;
+        };
         if let Some(dir) = writer.object(&item)? {
-            writer.content(dir, &mut todo)?;
+            if way.len() >= DEEP {
+                way.iter_mut().for_each(Listing::forget);
+            }
+            way.push(writer.content(dir)?);
         }
     }
-    writer.raw(&[0; 2 * BLOCK as usize])
+    writer.finish()
 }
 
 /// A directory of the archive, written; its content is not.
@@ -71,6 +82,24 @@ pub(super) struct Dir {
     whole: bool,
 }
 
+/// What is still to be written of a directory's content.
+struct Listing {
+    dir: Dir,
+    /// In the order in which they are written; what is already looked up of them comes before the rest.
+    items: VecDeque<Item>,
+    names: VecDeque<OsString>,
+}
+
+impl Listing {
+    /// Goes back to names.
+    fn forget(&mut self) {
+        for item in self.items.drain(..).rev() {
+            let name = item.path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+            self.names.push_front(OsStr::from_bytes(name).to_owned());
+        }
+    }
+}
+
 /// An object to write.
 pub(super) struct Item {
     pub(super) path: Vec<u8>,
@@ -79,25 +108,24 @@ pub(super) struct Item {
     pub(super) whole: bool,
 }
 
-pub(super) struct Writer<'a, W> {
+pub(super) struct Writer<'a> {
     stack: Stack,
-    out: &'a mut W,
+    out: Output<'a>,
     /// First name in the archive of each file that has several.
     names: HashMap<(u64, u64), Vec<u8>>,
-    piece: Vec<u8>,
 }
 
-impl<'a, W: Write> Writer<'a, W> {
-    pub(super) fn new(stack: Stack, out: &'a mut W) -> Writer<'a, W> {
-        Writer { stack, out, names: HashMap::new(), piece: vec![0; PIECE] }
+impl<'a> Writer<'a> {
+    pub(super) fn new(stack: Stack, out: &'a mut impl Write) -> Writer<'a> {
+        Writer { stack, out: Output::new(out), names: HashMap::new() }
     }
 
     pub(super) fn stack(&self) -> &Stack {
         &self.stack
     }
 
-    /// Writes the marks of a directory and queues its objects, the first one last.
-    fn content(&mut self, dir: Dir, todo: &mut Vec<Item>) -> Result<()> {
+    /// Writes the marks of a directory, before anything else in it.
+    fn content(&mut self, dir: Dir) -> Result<Listing> {
         if dir.opaque {
             self.mark(&dir.path, OsStr::new(marks::OPAQUE_FILE))?;
         }
@@ -105,22 +133,40 @@ impl<'a, W: Write> Writer<'a, W> {
         for place in dir.parts.iter().filter(|place| dir.whole || place.layer == 0) {
             names.append(&mut self.stack.names(place)?);
         }
-        let names: Vec<OsString> = names.into_iter().collect();
-        let found = self.stack.look_up(&dir.parts, names.clone())?;
-        let mut items = Vec::new();
-        for (name, found) in names.into_iter().zip(found) {
-            match found {
-                Some(found) => {
-                    let path = join(&dir.path, &name);
-                    items.push(Item { path, found, whole: dir.whole });
+        let many = names.len() > BATCH;
+        let mut todo = names.into_iter();
+        let mut listing = Listing { dir, items: VecDeque::new(), names: VecDeque::new() };
+        loop {
+            let names: Vec<OsString> = todo.by_ref().take(BATCH).collect();
+            if names.is_empty() {
+                return Ok(listing);
+            }
+            let found = self.stack.look_up(&listing.dir.parts, names.clone())?;
+            for (name, found) in names.into_iter().zip(found) {
+                match found {
+                    // It is looked up again when its turn comes.
+                    Some(_) if many => listing.names.push_back(name),
+                    Some(found) => listing.items.push_back(item(&listing.dir, found, &name)),
+                    // The directory is opaque, so there is nothing to delete.
+                    None if listing.dir.whole => {}
+                    None => self.mark(&listing.dir.path, &marks::dot_name(&name))?,
                 }
-                // The directory is opaque, so there is nothing to delete.
-                None if dir.whole => {}
-                None => self.mark(&dir.path, &marks::dot_name(&name))?,
             }
         }
-        todo.extend(items.into_iter().rev());
-        Ok(())
+    }
+
+    /// The next object of a directory.
+    fn next(&mut self, listing: &mut Listing) -> Result<Option<Item>> {
+        while listing.items.is_empty() && !listing.names.is_empty() {
+            let most = listing.names.len().min(BATCH);
+            let names: Vec<OsString> = listing.names.drain(..most).collect();
+            let found = self.stack.look_up(&listing.dir.parts, names.clone())?;
+            for (name, found) in names.into_iter().zip(found) {
+                let found = found.ok_or_else(|| vanished(&listing.dir.path, &name))?;
+                listing.items.push_back(item(&listing.dir, found, &name));
+            }
+        }
+        Ok(listing.items.pop_front())
     }
 
     pub(super) fn mark(&mut self, dir: &[u8], name: &OsStr) -> Result<()> {
@@ -132,7 +178,8 @@ impl<'a, W: Write> Writer<'a, W> {
         let spot = &item.found.spot;
         let shown = self.stack.path_of(spot);
         let dir = self.stack.open_dir(spot.layer, &spot.dir)?;
-        let attributes = xattrs::read(dir.as_fd(), &spot.name).on("read xattrs", &shown)?;
+        let keys = &item.found.marks.keys;
+        let attributes = xattrs::read(dir.as_fd(), &spot.name, keys).on("read xattrs", &shown)?;
         if let Some(mark) = &item.found.marks.foreign {
             return Err(foreign(&shown, mark));
         }
@@ -195,7 +242,7 @@ impl<'a, W: Write> Writer<'a, W> {
             return Ok(tree::read_link(dir, &spot.name).on("read symlink", shown)?.into_vec());
         }
         let mut target = Vec::new();
-        let file = tree::open_file(dir, &spot.name).on("open", &shown)?;
+        let (file, _) = tree::open_file(dir, &spot.name).on("open", &shown)?;
         file.take(TARGET_LIMIT).read_to_end(&mut target).on("read", shown)?;
         Ok(target)
     }
@@ -224,8 +271,7 @@ impl<'a, W: Write> Writer<'a, W> {
         };
         let shown = self.stack.path_of(spot);
         let dir = self.stack.open_dir(spot.layer, &spot.dir)?;
-        let mut file = tree::open_file(dir, &spot.name).on("open", &shown)?;
-        let stat = tree::stat(&file, OsStr::new("")).on("stat", &shown)?;
+        let (mut file, stat) = tree::open_file(dir, &spot.name).on("open", &shown)?;
         let replaced =
             !found.marks.metacopy && (stat.dev, stat.ino) != (found.stat.dev, found.stat.ino);
         if replaced || stat.size != size {
@@ -237,21 +283,19 @@ impl<'a, W: Write> Writer<'a, W> {
     }
 
     fn copy(&mut self, file: &mut File, size: u64, shown: &Path) -> Result<()> {
-        let mut piece = std::mem::take(&mut self.piece);
         let mut left = size;
         while left > 0 {
-            let want = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-            let got = file.read(&mut piece[..want]).on("read", shown)?;
+            let room = self.out.room(usize::try_from(left).unwrap_or(usize::MAX))?;
+            let got = file.read(room).on("read", shown)?;
             if got == 0 {
                 return Err(Error::Corrupt {
                     what: shown.display().to_string(),
                     detail: format!("{left} of {size} bytes are missing"),
                 });
             }
-            self.raw(&piece[..got])?;
+            self.out.added(got);
             left = left.saturating_sub(u64::try_from(got).unwrap_or(left));
         }
-        self.piece = piece;
         Ok(())
     }
 
@@ -261,8 +305,27 @@ impl<'a, W: Write> Writer<'a, W> {
         self.raw(&bytes)
     }
 
-    pub(super) fn raw(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).on("write", "the archive")
+    fn raw(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.write(bytes)
+    }
+
+    /// Ends the archive.
+    pub(super) fn finish(mut self) -> Result<()> {
+        self.raw(&[0; 2 * BLOCK as usize])?;
+        self.out.finish()
+    }
+}
+
+fn item(dir: &Dir, found: Found, name: &OsStr) -> Item {
+    Item { path: join(&dir.path, name), found, whole: dir.whole }
+}
+
+/// An object that went while the archive was written.
+fn vanished(dir: &[u8], name: &OsStr) -> Error {
+    let path = join(dir, name);
+    Error::Corrupt {
+        what: Path::new(OsStr::from_bytes(&path)).display().to_string(),
+        detail: "it went while the archive was written".to_owned(),
     }
 }
 
@@ -294,19 +357,13 @@ fn foreign(path: &Path, mark: &OsStr) -> Error {
 /// regular file (a pipe, a device) is written to directly.
 pub fn save(spec: &Spec, path: &Path) -> Result<()> {
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        let file = File::options().write(true).open(path).on("open", path)?;
-        return buffered(spec, file).map(|_| ());
+        let mut file = File::options().write(true).open(path).on("open", path)?;
+        return write(spec, &mut file);
     }
     refuse_inside(spec, path)?;
-    let staged = Staged::beside(path)?;
-    buffered(spec, staged.file.try_clone().on("dup", path)?)?;
+    let mut staged = Staged::beside(path)?;
+    write(spec, &mut staged.file)?;
     staged.publish(path)
-}
-
-fn buffered(spec: &Spec, file: File) -> Result<File> {
-    let mut out = std::io::BufWriter::with_capacity(PIECE, file);
-    write(spec, &mut out)?;
-    out.into_inner().map_err(std::io::IntoInnerError::into_error).on("write", "the archive")
 }
 
 /// The archive would be part of itself.

@@ -50,6 +50,8 @@ pub(super) struct Marks {
     pub(super) metacopy: bool,
     /// A redirect or metacopy mark that is not believed.
     pub(super) foreign: Option<OsString>,
+    /// The names of all attributes that the object has.
+    pub(super) keys: Vec<OsString>,
 }
 
 /// What a name in a layer's directory stands for.
@@ -87,13 +89,15 @@ pub(super) fn is_device(stat: &Stat) -> bool {
 /// Reads the marks of an object.
 pub(super) fn read(dir: impl AsFd, name: &OsStr, belief: Belief) -> io::Result<Marks> {
     let mut marks = Marks::default();
-    for key in tree::xattr_names(dir.as_fd(), name)? {
+    let keys = tree::xattr_names(dir.as_fd(), name)?;
+    for key in &keys {
         let Some((trusted, rest)) = split(key.as_bytes()) else { continue };
-        let Some(value) = tree::xattr(dir.as_fd(), name, &key)? else { continue };
+        let Some(value) = tree::xattr(dir.as_fd(), name, key)? else { continue };
         if !take(&mut marks, trusted || belief == Belief::All, rest, value) {
             marks.foreign = Some(key.clone());
         }
     }
+    marks.keys = keys;
     Ok(marks)
 }
 

@@ -6,7 +6,7 @@
 //! only the few used last are open besides the roots, so 500 layers need little more than 500
 //! descriptors, at any depth.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -51,6 +51,8 @@ pub(super) struct Place {
     /// Beneath the layer's root; empty for the root itself.
     pub(super) path: PathBuf,
     xattr_whiteouts: bool,
+    /// Whether names in it delete others (`.wh.NAME`), once it was listed.
+    dotted: Cell<Option<bool>>,
 }
 
 /// An object of one layer.
@@ -82,6 +84,7 @@ struct Dir<'a> {
     layer: usize,
     path: &'a Path,
     xattr_whiteouts: bool,
+    dotted: Option<bool>,
     fd: BorrowedFd<'a>,
 }
 
@@ -105,7 +108,8 @@ impl Stack {
         let mut places = Vec::new();
         for (number, layer) in self.layers.iter().enumerate().skip(top) {
             let xattr_whiteouts = layer.xattr_whiteouts;
-            places.push(Place { layer: number, path: PathBuf::new(), xattr_whiteouts });
+            let (path, dotted) = (PathBuf::new(), Cell::new(None));
+            places.push(Place { layer: number, path, xattr_whiteouts, dotted });
             if layer.opaque {
                 break;
             }
@@ -153,6 +157,8 @@ impl Stack {
         let fd = self.open_dir(place.layer, &place.path)?;
         let list = tree::list(&fd).on("list", self.layers[place.layer].path.join(&place.path))?;
         let mut names = BTreeSet::new();
+        let dotted = list.iter().any(|entry| marks::name(entry) != marks::Name::Plain);
+        place.dotted.set(Some(dotted));
         for entry in list {
             match marks::name(&entry) {
                 marks::Name::Deletes(_) if is_second_opaque(&fd, &entry) => false,
@@ -201,6 +207,7 @@ impl Stack {
                         layer,
                         path: &place.path,
                         xattr_whiteouts: place.xattr_whiteouts,
+                        dotted: place.dotted.get(),
                         fd: fd.as_fd(),
                     };
                     self.step(&dir, &name.clone(), search)?;
@@ -219,7 +226,7 @@ impl Stack {
         let (mut at, mut xattr_whiteouts, mut hidden) =
             (PathBuf::new(), self.layers[layer].xattr_whiteouts, false);
         for part in path.parent().into_iter().flat_map(Path::iter) {
-            let dir = Dir { layer, path: &at, xattr_whiteouts, fd: here.as_fd() };
+            let dir = Dir { layer, path: &at, xattr_whiteouts, dotted: None, fd: here.as_fd() };
             let mut way = Search { next: Target::Sibling(part.into()), found: None, done: false };
             self.step(&dir, part, &mut way)?;
             hidden |= way.done;
@@ -233,7 +240,8 @@ impl Stack {
             xattr_whiteouts = marks.xattr_whiteouts;
             here = self.open_dir(layer, &at)?;
         }
-        self.step(&Dir { layer, path: &at, xattr_whiteouts, fd: here.as_fd() }, name, search)?;
+        let dir = Dir { layer, path: &at, xattr_whiteouts, dotted: None, fd: here.as_fd() };
+        self.step(&dir, name, search)?;
         search.done |= hidden;
         Ok(())
     }
@@ -241,15 +249,19 @@ impl Stack {
     /// Takes in what one layer's directory says of a name.
     fn step(&self, dir: &Dir<'_>, name: &OsStr, search: &mut Search) -> Result<()> {
         let spot = Spot { layer: dir.layer, dir: dir.path.to_path_buf(), name: name.to_owned() };
-        let shown = || self.path_of(&spot);
-        let deleted_below = tree::find(dir.fd, &marks::dot_name(name))
-            .on("stat", shown())?
-            .is_some_and(|stat| stat.kind != Kind::Dir);
-        let Some(stat) = tree::find(dir.fd, name).on("stat", shown())? else {
+        let on = |op: &'static str| {
+            let spot = &spot;
+            move |error| Error::io(op, self.path_of(spot), error)
+        };
+        let deleted_below = dir.dotted != Some(false)
+            && tree::find(dir.fd, &marks::dot_name(name))
+                .map_err(on("stat"))?
+                .is_some_and(|stat| stat.kind != Kind::Dir);
+        let Some(stat) = tree::find(dir.fd, name).map_err(on("stat"))? else {
             search.done |= deleted_below;
             return Ok(());
         };
-        let marks = marks::read(dir.fd, name, self.belief).on("read xattrs", shown())?;
+        let marks = marks::read(dir.fd, name, self.belief).map_err(on("read xattrs"))?;
         let empty = dir.xattr_whiteouts && stat.kind == Kind::File && stat.size == 0;
         if marks::is_device(&stat) || (empty && marks.whiteout) {
             search.done = true;
@@ -323,6 +335,7 @@ fn join(search: &mut Search, below: Found) {
         layer: below.spot.layer,
         path: below.spot.dir.join(&below.spot.name),
         xattr_whiteouts: below.marks.xattr_whiteouts,
+        dotted: Cell::new(None),
     };
     let goes_on = match &mut search.found {
         None => {

@@ -3,7 +3,7 @@
 //! The user's do: `user.*`, file capabilities and ACLs, and names that an overlay escaped for an
 //! overlay inside it. The overlay's own never do; the override record becomes owner, mode and kind.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -27,9 +27,12 @@ pub(super) struct Attributes {
     pub(super) user: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Reads the attributes of `name` in `dir`.
-pub(super) fn read(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Attributes> {
-    let names = tree::xattr_names(dir, name)?;
+/// Reads the attributes of `name` in `dir`, which has those of these names.
+pub(super) fn read(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    names: &[OsString],
+) -> io::Result<Attributes> {
     let mut attributes = Attributes::default();
     for key in
         OVERRIDE_NAMES.iter().map(OsStr::new).filter(|key| names.iter().any(|name| name == key))
@@ -45,8 +48,8 @@ pub(super) fn read(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Attributes> 
         false => XattrPermissions::Off,
     };
     for key in names {
-        let Some(shown) = shown(&key, mode) else { continue };
-        let Some(value) = tree::xattr(dir, name, &key)? else { continue };
+        let Some(shown) = shown(key, mode) else { continue };
+        let Some(value) = tree::xattr(dir, name, key)? else { continue };
         let value = if shown == CAPABILITY { without_root_id(value) } else { value };
         attributes.user.push((shown, value));
     }

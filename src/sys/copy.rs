@@ -144,7 +144,7 @@ impl Copy {
         name: &OsStr,
         stat: &Stat,
     ) -> io::Result<()> {
-        let reading = tree::open_file(from, name)?;
+        let (reading, _) = tree::open_file(from, name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let writing = File::from(rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?);
         change::point()?;

@@ -83,17 +83,18 @@ pub fn open_dir(root: impl AsFd, path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Opens the regular file `name` for reading. Anything else found under that name is an error, and
-/// opening it has no effect.
-pub fn open_file(dir: impl AsFd, name: &OsStr) -> io::Result<File> {
+/// opening it has no effect. Its attributes come with it.
+pub fn open_file(dir: impl AsFd, name: &OsStr) -> io::Result<(File, Stat)> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = match open_beneath(dir.as_fd(), Path::new(name), flags) {
         Err(Errno::NOSYS | Errno::PERM) => open_name(dir.as_fd(), name, flags)?,
         other => other?,
     };
-    if stat(&file, OsStr::new(""))?.kind != Kind::File {
+    let stat = stat(&file, OsStr::new(""))?;
+    if stat.kind != Kind::File {
         return Err(io::Error::other("no longer a regular file"));
     }
-    Ok(File::from(file))
+    Ok((File::from(file), stat))
 }
 
 fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {

@@ -79,7 +79,7 @@ impl Below {
         };
         if let Some(stack) = &self.0 {
             let dir = stack.open_dir(found.spot.layer, &found.spot.dir)?;
-            let read = xattrs::read(dir.as_fd(), &found.spot.name);
+            let read = xattrs::read(dir.as_fd(), &found.spot.name, &found.marks.keys);
             let read = read.on("read xattrs", stack.path_of(&found.spot))?;
             if let Some(record) = read.record {
                 (entry.mode, entry.uid, entry.gid) = (record.mode, record.uid, record.gid);
@@ -161,7 +161,7 @@ impl Unpack<'_> {
                 };
                 let shown = stack.path_of(spot);
                 let dir = stack.open_dir(spot.layer, &spot.dir)?;
-                let mut from = tree::open_file(&*dir, &spot.name).on("open", &shown)?;
+                let (mut from, _) = tree::open_file(&*dir, &spot.name).on("open", &shown)?;
                 let mut file = self.create(name, 0o600)?;
                 std::io::copy(&mut from, &mut file).on("copy", shown)?;
                 return self.dress(&file, name, &entry, 0o600);

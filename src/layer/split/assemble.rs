@@ -7,9 +7,8 @@ use flate2::bufread::MultiGzDecoder;
 use super::crc64::Crc64;
 use super::{BYTES, FILE, LINE, Line, PIECE, clean};
 use crate::driver::FileGetter;
-use crate::error::{Context, Error, Result};
-
-const BUFFER: usize = 128 * 1024;
+use crate::error::{Error, Result};
+use crate::layer::output::Output;
 
 /// A file that is not what the record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,32 +22,32 @@ pub struct Difference {
 /// Writes the archive to `out`. A file that is missing, or whose size or sum is not that of the record, is an
 /// error; what was written by then is no archive.
 pub fn assemble(record: &mut dyn Read, files: &dyn FileGetter, out: &mut dyn Write) -> Result<()> {
-    let mut data = Data { files, open: None, buffer: vec![0; BUFFER] };
+    let mut data = Data { files, open: None, out: Output::new(out) };
     each(record, |line, payload| {
         if line.kind == BYTES {
-            return out.write_all(&payload).on("write", "the archive");
+            return data.out.write(&payload);
         }
-        let found = data
-            .copy(&line, &payload, &mut |bytes| out.write_all(bytes).on("write", "the archive"))?;
-        match found {
+        match data.copy(&line, &payload)? {
             None => Ok(()),
             Some(difference) => {
                 let what = format!("layer file '{}'", difference.path.escape_ascii());
                 Err(Error::Corrupt { what, detail: difference.why })
             }
         }
-    })
+    })?;
+    data.out.finish()
 }
 
 /// Lists the files that are not what the record says.
 pub fn check(record: &mut dyn Read, files: &dyn FileGetter) -> Result<Vec<Difference>> {
-    let mut data = Data { files, open: None, buffer: vec![0; BUFFER] };
+    let mut nothing = std::io::sink();
+    let mut data = Data { files, open: None, out: Output::new(&mut nothing) };
     let mut differences: Vec<Difference> = Vec::new();
     each(record, |line, payload| {
         if line.kind == BYTES {
             return Ok(());
         }
-        let found = data.copy(&line, &payload, &mut |_| Ok(()))?;
+        let found = data.copy(&line, &payload)?;
         // A file with holes has many lines.
         let known =
             |found: &Difference| differences.last().is_some_and(|last| last.path == found.path);
@@ -119,7 +118,7 @@ impl<R: Read> Lines<R> {
 struct Data<'a> {
     files: &'a dyn FileGetter,
     open: Option<Open>,
-    buffer: Vec<u8>,
+    out: Output<'a>,
 }
 
 struct Open {
@@ -129,13 +128,8 @@ struct Open {
 }
 
 impl Data<'_> {
-    /// Hands the data of a line to `to`, and says what is wrong with it.
-    fn copy(
-        &mut self,
-        line: &Line,
-        sum: &[u8],
-        to: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<Option<Difference>> {
+    /// Hands on the data of a line, and says what is wrong with it.
+    fn copy(&mut self, line: &Line, sum: &[u8]) -> Result<Option<Difference>> {
         let name = line.name().ok_or_else(|| corrupt("a name is no base64"))?;
         let path = clean(&name).join(&b'/');
         let differs = |why: String| Ok(Some(Difference { path: path.clone(), why }));
@@ -151,19 +145,15 @@ impl Data<'_> {
             },
         };
         let skip = line.offset - open.at.min(line.offset);
-        if let Err(why) = self.stretch(&mut open, skip, &mut |_| Ok(()))? {
+        if let Err(why) = self.stretch(&mut open, skip, None)? {
             return differs(why);
         }
         let mut crc = Crc64::new();
-        let done = self.stretch(&mut open, line.size, &mut |bytes| {
-            crc.update(bytes);
-            to(bytes)
-        })?;
-        if let Err(why) = done {
+        if let Err(why) = self.stretch(&mut open, line.size, Some(&mut crc))? {
             return differs(why);
         }
         if line.kind == FILE {
-            match open.file.read(&mut self.buffer[..1]) {
+            match open.file.read(&mut [0]) {
                 Ok(0) => {}
                 Ok(_) => return differs(format!("is longer than {} bytes", line.size)),
                 Err(error) => return differs(format!("cannot be read: {error}")),
@@ -176,20 +166,22 @@ impl Data<'_> {
         Ok(None)
     }
 
-    /// Hands on the next `length` bytes; the inner error is one of the file.
+    /// Hands on the next `length` bytes, or goes over them without a sum; the inner error is one of the file.
     fn stretch(
         &mut self,
         open: &mut Open,
         length: u64,
-        to: &mut dyn FnMut(&[u8]) -> Result<()>,
+        mut sum: Option<&mut Crc64>,
     ) -> Result<std::result::Result<(), String>> {
         let mut left = length;
         while left > 0 {
-            let most = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
-            match open.file.read(&mut self.buffer[..most]) {
+            let room = self.out.room(usize::try_from(left).unwrap_or(usize::MAX))?;
+            match open.file.read(room) {
                 Ok(0) => return Ok(Err(format!("ends {left} bytes too early"))),
                 Ok(got) => {
-                    to(&self.buffer[..got])?;
+                    if let Some(sum) = &mut sum {
+                        sum.update(self.out.added(got));
+                    }
                     let got = u64::try_from(got).unwrap_or(left);
                     (left, open.at) = (left - got, open.at + got);
                 }
