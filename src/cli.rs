@@ -15,6 +15,7 @@ mod helper;
 mod hint;
 pub mod layer;
 pub mod mount;
+mod progress;
 pub mod prune;
 pub mod run;
 mod state;

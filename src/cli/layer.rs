@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use super::progress;
 use super::state::{StateArgs, pairs};
 use crate::driver::{Create, LayerId, MountOptions};
 use crate::error::{Context, Error, Result};
@@ -174,16 +175,21 @@ fn work(args: &Args, state: &StateArgs) -> Result<u8> {
 
 fn apply(store: &Store, id: &str, file: Option<&Path>, json: bool) -> Result<()> {
     let id = LayerId::new(id)?;
-    let mut archive: Box<dyn Read> = match file.filter(|path| path.as_os_str() != "-") {
-        Some(path) => Box::new(File::open(path).on("open", path)?),
+    let (archive, size): (Box<dyn Read>, _) = match file.filter(|path| path.as_os_str() != "-") {
+        Some(path) => {
+            let file = File::open(path).on("open", path)?;
+            let size = progress::size(&file);
+            (Box::new(file), size)
+        }
         None if io::stdin().is_terminal() => {
             return Err(Error::invalid(
                 "standard input",
                 "is a terminal; name an archive or use a pipe",
             ));
         }
-        None => Box::new(io::stdin().lock()),
+        None => (Box::new(io::stdin().lock()), None),
     };
+    let mut archive = progress::reading(format!("apply {id}"), size, archive);
     let applied = store.apply(&id, &mut archive, &Limits::default())?;
     if json {
         return super::print_json(&applied);
@@ -195,11 +201,11 @@ fn diff(store: &Store, id: &LayerId, output: Option<&Path>) -> Result<()> {
     if let Some(path) = output.filter(|path| path.as_os_str() != "-") {
         // A pipe or a device is written to, and stays what it is.
         if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-            let mut file = File::options().write(true).open(path).on("open", path)?;
-            return store.diff(id, &mut file);
+            let file = File::options().write(true).open(path).on("open", path)?;
+            return store.diff(id, &mut progress::writing(format!("diff {id}"), file));
         }
-        let mut staged = crate::durable::Staged::beside(path)?;
-        store.diff(id, &mut staged.file)?;
+        let staged = crate::durable::Staged::beside(path)?;
+        store.diff(id, &mut progress::writing(format!("diff {id}"), &staged.file))?;
         return staged.publish(path);
     }
     if io::stdout().is_terminal() {
@@ -208,7 +214,7 @@ fn diff(store: &Store, id: &LayerId, output: Option<&Path>) -> Result<()> {
             "is a terminal; name a file with -o or use a pipe",
         ));
     }
-    store.diff(id, &mut super::raw_output()?)
+    store.diff(id, &mut progress::writing(format!("diff {id}"), super::raw_output()?))
 }
 
 /// Changes limits, if there is anything to change, and tells them.
