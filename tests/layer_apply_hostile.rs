@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 
 use plyfs::layer::apply::{self, Limits};
 
+use crate::common::sandbox::open_up;
 use crate::layer_apply_kit::{Files, Place, Tar, header};
 use crate::{as_both, needs, this_test};
 
@@ -409,6 +410,7 @@ fn mutated_archives_neither_panic_nor_leave_the_root() {
         }
         let list = |path: &str| std::fs::read_dir(place.sandbox.at(path)).unwrap().count();
         assert_eq!((list("."), list("etc"), list("lower1")), (6, 1, 2));
+        open_up(place.root());
         std::fs::remove_dir_all(place.root()).unwrap();
         std::fs::create_dir(place.root()).unwrap();
     }

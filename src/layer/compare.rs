@@ -74,7 +74,7 @@ impl Comparison<'_> {
         Ok(changes.into_iter().map(absolute).collect())
     }
 
-    /// As [`write`].
+    /// As [`write()`].
     pub fn write(&self, out: &mut impl Write) -> Result<()> {
         let (stack, changes) = compare(self)?;
         let root = stack.root(0);

@@ -125,7 +125,7 @@ impl Drop for Sandbox {
 }
 
 /// Makes every directory below `dir` one that its owner may empty.
-fn open_up(dir: &Path) {
+pub fn open_up(dir: &Path) {
     if rustix::process::geteuid().is_root() && std::env::var_os("PLYFS_ROOTLESS").is_none() {
         return;
     }
