@@ -190,6 +190,15 @@ fn junk_is_refused_however_it_is_packed() {
 }
 
 #[test]
+fn the_first_name_may_begin_as_a_packing_does() {
+    for name in ["LZIP.txt", "BZh91AY&SY", "PK\u{3}\u{4}", "\u{4}\"M\u{18}"] {
+        let place = Place::new();
+        place.apply(&tar().file(name, "1").end()).unwrap();
+        assert_eq!(std::fs::read(place.at(name)).unwrap(), b"1", "{name:?}");
+    }
+}
+
+#[test]
 fn packed_archives_are_read_to_their_end() {
     let archive = tar().file("a", &"1".repeat(100_000)).file("b", "2").end();
     let (first, second) = archive.split_at(50_000);

@@ -29,9 +29,6 @@ const OTHERS: [(&[u8], &str); 6] = [
     (b"PK\x03\x04", "zip"),
 ];
 
-/// How many bytes tell.
-pub const MAGIC: usize = 10;
-
 /// Tells the packing by the first bytes; the name of one that is not read here otherwise.
 pub fn detect(first: &[u8]) -> Result<Packing, &'static str> {
     if first.starts_with(b"\x1f\x8b") {

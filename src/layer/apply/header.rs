@@ -70,6 +70,11 @@ impl Header {
     }
 }
 
+/// Whether bytes are a header, by its checksum.
+pub(super) fn is_header(bytes: &[u8]) -> bool {
+    <&[u8; BLOCK]>::try_from(bytes).is_ok_and(|block| check_sum(block).is_ok())
+}
+
 /// The sum of all bytes, its own field counted as spaces. Old writers added signed bytes.
 fn check_sum(block: &[u8; BLOCK]) -> Result<(), Wrong> {
     let wrong = || "is no tar header: its checksum is wrong".to_owned();

@@ -9,7 +9,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use sha2::{Digest, Sha256};
 
-use super::{BLOCK, Limits};
+use super::{BLOCK, Limits, header};
 use crate::error::{Context, Error, Result};
 use crate::layer::compression::{self, Packing, Unpacked};
 
@@ -79,14 +79,19 @@ impl<'a> Input<'a> {
         scope: &'scope Scope<'scope, '_>,
     ) -> Result<(Input<'a>, End<'scope>)> {
         let mut first = Vec::with_capacity(PACKED);
-        let wanted = u64::try_from(compression::MAGIC).unwrap_or(0);
+        let wanted = u64::try_from(BLOCK).unwrap_or(0);
         archive.take(wanted).read_to_end(&mut first).on("read", "the archive")?;
-        let packing = compression::detect(&first).map_err(|name| {
-            Error::unsupported(
-                format!("an archive packed with {name}"),
-                "only gzip and zstd are read",
-            )
-        })?;
+        let packing = match compression::detect(&first) {
+            Ok(packing) => packing,
+            // The first name of an archive may begin with any bytes, as LZIP.txt does.
+            Err(_) if header::is_header(&first) => Packing::None,
+            Err(name) => {
+                return Err(Error::unsupported(
+                    format!("an archive packed with {name}"),
+                    "only gzip and zstd are read",
+                ));
+            }
+        };
         let (desk, hasher) = start(scope, packing)?;
         let tap = Tap {
             inner: archive,
