@@ -118,8 +118,11 @@ impl Workdir {
     /// descriptor is closed.
     pub(crate) fn start_settling(&self) -> io::Result<OwnedFd> {
         let index = open_index(self.root.as_fd())?;
-        // Whoever looks has the lock for that moment.
-        while !sys::lock_dir(&index)? {
+        // Whoever looks has the lock for that moment; nobody keeps us from ending by keeping it.
+        for _ in 0..100 {
+            if sys::lock_dir(&index)? {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(index)
