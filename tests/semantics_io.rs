@@ -386,3 +386,70 @@ both! { a_full_device_is_told_and_loses_nothing, |t| {
     append(fs.at("small"), "new");
     assert_eq!(text(fs.at("small")), "oldnew");
 }}
+
+/// Bytes that tell where they stand.
+fn pattern(size: usize) -> Vec<u8> {
+    (0..size).map(|n| (n / 7 % 251) as u8).collect()
+}
+
+both! { large_reads_give_what_the_file_holds, |t| {
+    const SIZES: [usize; 8] = [32_767, 32_768, 32_769, 65_536, 131_071, 131_073, 300_001, 3 << 20];
+    for size in SIZES {
+        let name = size.to_string();
+        fs::write(t.lower(&name), pattern(size)).unwrap();
+    }
+    let fs = t.mount(&[]);
+    for size in SIZES {
+        let name = size.to_string();
+        assert!(fs::read(fs.at(&name)).unwrap() == pattern(size), "{size} below");
+        append(fs.at(&name), "more");
+        let whole = [pattern(size), b"more".to_vec()].concat();
+        assert!(fs::read(fs.at(&name)).unwrap() == whole, "{size} above");
+    }
+    drop(fs);
+    let fs = t.mount(&[]);
+    for size in SIZES {
+        let whole = [pattern(size), b"more".to_vec()].concat();
+        let file = File::open(fs.at(size.to_string())).unwrap();
+        // Past the page cache of the mount, in pieces of every kind.
+        for piece in [40_000, 65_536, 131_072, 1 << 20] {
+            let mut got = Vec::new();
+            while got.len() < whole.len() {
+                let mut room = vec![0; piece];
+                let count = file.read_at(&mut room, got.len() as u64).unwrap();
+                assert!(count > 0, "{size} ends at {}", got.len());
+                got.extend_from_slice(&room[..count]);
+            }
+            assert!(got == whole, "{size} in pieces of {piece}");
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        }
+    }
+}}
+
+both! { a_lower_file_that_is_cut_while_it_is_read_harms_nobody, |t| {
+    let (below, whole) = (t.lower("log"), pattern(1 << 20));
+    fs::write(&below, &whole).unwrap();
+    fs::write(t.lower("other"), "safe").unwrap();
+    let fs = t.mount(&[]);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..200 {
+                File::options().write(true).open(&below).unwrap().set_len(4097).unwrap();
+                fs::write(&below, &whole).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Release);
+        });
+        while !done.load(std::sync::atomic::Ordering::Acquire) {
+            let file = File::open(fs.at("log")).unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            let mut room = vec![0; 1 << 20];
+            // What is told may be old, cut or zeros where the kernel waits for more; it comes without an error.
+            file.read_at(&mut room, 0).unwrap();
+            drop(file);
+        }
+    });
+    assert_eq!(text(fs.at("other")), "safe");
+    drop(fs);
+    assert!(fs::read(t.mount(&[]).at("log")).unwrap() == whole);
+}}

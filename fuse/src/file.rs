@@ -221,6 +221,24 @@ impl Overlay {
         (got == buffer.len() || got == 0 || is_end()).then_some(got)
     }
 
+    /// The data of a file and how many bytes of the `size` from `offset` it has, if the page cache has the first and the last of
+    /// them: what lies between was read with them or after the first, unless memory ran short.
+    pub(crate) fn cached(&self, ino: Ino, offset: u64, size: usize) -> Option<(Arc<Data>, usize)> {
+        let inode = self.table.get(ino)?;
+        let data = self.data(&inode, false).ok()?;
+        let has = |at: u64| sys::pread_cached(&data.fd, &mut [0], at).ok().map(|got| got == 1);
+        if !has(offset)? {
+            return None;
+        }
+        if has(offset.checked_add(size.checked_sub(1)? as u64)?)? {
+            return Some((data, size));
+        }
+        // The kernel asks for whole pages, so the end of a file is short.
+        let left = sys::fstat(&data.fd).ok()?.size.checked_sub(offset)?;
+        let count = usize::try_from(left).map_or(size, |left| left.min(size));
+        has(offset.checked_add(count.checked_sub(1)? as u64)?)?.then_some((data, count))
+    }
+
     /// Writes. With `kill_set_id` the set-id bits fall, as they do when somebody without the right
     /// to keep them writes to a local file.
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], kill_set_id: bool) -> Result<usize> {

@@ -13,6 +13,7 @@
 //! refused. So what may fail is tried before ([`usable`]), and what fails nevertheless takes the agreement
 //! back ([`give_up`]) or fails the mount.
 
+mod affinity;
 mod dispatch;
 mod encode;
 mod queue;
@@ -30,6 +31,7 @@ use std::thread::JoinHandle;
 
 use crate::server::Server;
 use crate::sys::{self, Area, Bell, Event, Slot, Uring};
+use affinity::{Affinity, Sequences};
 use queue::Worker;
 
 /// Processors that there may ever be; the kernel has a queue for each.
@@ -117,10 +119,13 @@ impl Ring {
         let (tell, told) = mpsc::channel();
         let posts = posts(possible()?, &sys::allowed_cpus()?);
         let count = posts.len();
-        let started = posts.into_iter().try_for_each(|post| {
+        let sequences = Sequences::new(count);
+        let started = posts.into_iter().enumerate().try_for_each(|(number, post)| {
             let bell = Arc::new(Bell::new()?);
+            let affinity = (post.cpu, number, sequences.clone());
             let thread = Thread {
-                post,
+                queues: post.queues,
+                affinity,
                 server: server.clone(),
                 device: device.clone(),
                 bell: bell.clone(),
@@ -157,7 +162,8 @@ impl Ring {
 
 /// What a thread starts with.
 struct Thread {
-    post: Post,
+    queues: Vec<u16>,
+    affinity: (Option<usize>, usize, Sequences),
     server: Arc<Server>,
     device: Arc<OwnedFd>,
     bell: Arc<Bell>,
@@ -166,14 +172,11 @@ struct Thread {
 
 impl Thread {
     fn run(self, tell: &mpsc::Sender<io::Result<()>>) {
-        if let Some(cpu) = self.post.cpu {
-            if let Err(e) = sys::pin(cpu) {
-                log::debug!("stay on processor {cpu}: {e}");
-            }
-        }
         let stop = self.stop.clone();
         let asked = (self.bell, self.stop);
-        let worker = Worker::new(self.server, &self.device, asked, &self.post.queues);
+        let (cpu, number, sequences) = self.affinity;
+        let place = (&*self.queues, Affinity::new(cpu, number, sequences));
+        let worker = Worker::new(self.server, &self.device, asked, place);
         let (said, worker) = match worker {
             Ok(worker) => (Ok(()), Some(worker)),
             Err(e) => (Err(e), None),

@@ -11,6 +11,7 @@ mod classic;
 mod convert;
 pub(crate) mod handlers;
 mod pool;
+mod read;
 mod reply;
 
 use std::ffi::OsStr;
@@ -242,7 +243,7 @@ impl Serving {
         server.rings.store(transport != Transport::Classic && usable.is_ok(), Ordering::Relaxed);
         let connection = device.try_clone()?;
         let same = Arc::new(device.try_clone()?);
-        let classic = Classic(server.clone());
+        let classic = Classic(server.clone(), same.clone());
         let session = fuser::Session::from_fd(classic, device, SessionACL::All, config)?;
         if core.options().settled_io() == Io::Passthrough {
             let backings = Backings::start(connection).map_err(|e| {

@@ -12,6 +12,7 @@ pub mod fault;
 mod fs;
 mod handle;
 mod layer;
+mod pipe;
 mod process;
 mod tree;
 mod uring;
@@ -29,13 +30,14 @@ pub use fs::{
 };
 pub use handle::{FileHandle, file_handle, fs_uuid};
 pub use layer::{clone_tree, lock_dir, mount_fuse, open_device, open_root, unmount_lazily};
+pub use pipe::Pipe;
 pub use process::{
     block_signals, effective_ids, end_process, has_proc, ids_of, in_initial_user_namespace,
     inode_ioctl, ioctl_changes, ioctl_takes_extents, is_member, raise_nofile, random_u64, recv_fd,
     reserve_descriptors, set_umask, socket_pair, trim_memory, unblock_signals, wait_signal,
 };
 pub use tree::remove_tree;
-pub use uring::{Area, Bell, Event, Ring as Uring, Slot, allowed_cpus, pin, roam, try_ring};
+pub use uring::{Area, Bell, Event, Ring as Uring, Slot, allowed_cpus, leave, pin, roam, try_ring};
 pub use xattr::{get_xattr, list_xattr, remove_xattr, set_xattr};
 
 pub use libc::{

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::affinity::Affinity;
 use super::dispatch;
 use super::encode::Form;
 use super::reply::{Answered, HEAD, How, Mailbox, Pending};
@@ -41,6 +42,7 @@ pub(super) struct Worker {
     large: bool,
     /// The connection has ended.
     gone: bool,
+    affinity: Affinity,
 }
 
 struct Queue {
@@ -69,7 +71,7 @@ impl Worker {
         server: Arc<Server>,
         device: &std::os::fd::OwnedFd,
         (bell, stop): (Arc<Bell>, Arc<AtomicBool>),
-        queues: &[u16],
+        (queues, affinity): (&[u16], Affinity),
     ) -> io::Result<Worker> {
         let queue = |id: &u16| Queue { id: *id, entries: 0, most: MOST_ENTRIES, with_kernel: 0 };
         let mut worker = Worker {
@@ -83,6 +85,7 @@ impl Worker {
             committed: false,
             large: false,
             gone: false,
+            affinity,
         };
         for queue in 0..worker.queues.len() {
             for _ in 0..ENTRIES {
@@ -189,8 +192,13 @@ impl Worker {
                 how.plus = header.opcode == wire::op::READDIRPLUS;
             }
             let reply = Pending::new(&self.mailbox, index, (head, Some(body)), how);
+            self.affinity.note(match request {
+                Ok(Long::Read { size, .. }) => size,
+                _ => 0,
+            });
             guard(|| dispatch::long(server, &header, request, reply));
         } else {
+            self.affinity.note(0);
             let request = wire::request(&header, &head, payload);
             let reply = Pending::new(&self.mailbox, index, (head, None), how);
             guard(|| dispatch::short(server, &header, request, reply));

@@ -3,6 +3,8 @@
 //! A transport has one type for each way of answering. Each is used once; one that is dropped
 //! answers EIO, so that nobody waits for ever.
 
+use std::os::fd::BorrowedFd;
+
 use crate::attr::{Attr, Statfs};
 use crate::owner::Caller;
 use crate::readdir::DirEntry;
@@ -65,7 +67,18 @@ pub(crate) trait Fill: Reply {
     /// Answers with what `read` put into a buffer of `size` bytes.
     fn fill(self, size: usize, read: impl FnOnce(&mut [u8]) -> Result<usize, Code>);
 
-    /// The same, but gives the reply back when `read` has nothing.
+    /// Whether `size` bytes are worth asking [`Fill::pass`] for.
+    fn passes(&self, _size: usize) -> bool {
+        false
+    }
+
+    /// Answers with `count` bytes of `file` from `offset`, which no buffer holds in between. Gives the reply back where
+    /// that cannot be.
+    fn pass(self, _file: BorrowedFd<'_>, _offset: u64, _count: usize) -> Option<Self> {
+        Some(self)
+    }
+
+    /// The same as [`Fill::fill`], but gives the reply back when `read` has nothing.
     fn try_fill(self, size: usize, read: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<Self>;
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,6 +16,7 @@ use fuser::{
 
 use super::answer::Asker;
 use super::handlers::{Change, New};
+use super::read::Read;
 use super::reply::Sent;
 use super::{Server, convert};
 use crate::attr::SetAttr;
@@ -22,7 +24,7 @@ use crate::inode::Ino;
 
 /// Fuser's side of a server.
 #[derive(Debug)]
-pub(super) struct Classic(pub(super) Arc<Server>);
+pub(super) struct Classic(pub(super) Arc<Server>, pub(super) Arc<OwnedFd>);
 
 fn asker(request: &Request) -> Asker {
     Asker { uid: request.uid(), gid: request.gid(), pid: request.pid() }
@@ -176,7 +178,7 @@ impl fuser::Filesystem for Classic {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         node: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -185,7 +187,9 @@ impl fuser::Filesystem for Classic {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.0.read(ino(node), (offset, size as usize), self.sent(reply));
+        let (sent, device) = (self.sent(reply), self.1.clone());
+        let reply = Read { sent, unique: request.unique().0, device };
+        self.0.read(ino(node), (offset, size as usize), reply);
     }
 
     fn write(

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use super::answer::{Answer, Asker, Code, Fill, List, Opened, Reply};
+use super::answer::{Answer, Asker, Code, List, Opened, Reply};
 use super::{INLINE_COPY, Server, fail};
 use crate::attr::{Attr, SetAttr};
 use crate::error::{Error, Result};
@@ -213,16 +213,6 @@ impl Server {
     }
 
     /// Reads what the page cache has here, and the rest on another thread.
-    pub(crate) fn read(&self, node: Ino, (offset, size): (u64, usize), reply: impl Fill) {
-        let timed = self.timed(Op::Read);
-        let reply = reply.try_fill(size, |buffer| timed.read_cached(node, offset, buffer));
-        let Some(reply) = reply else { return };
-        timed.leave();
-        self.dispatch(Op::Read, true, move |core| {
-            reply.fill(size, |buffer| checked(core.read(node, offset, buffer)));
-        });
-    }
-
     /// `kill`: the set-id bits fall; `cached`: these are pages that were written to in memory.
     pub(crate) fn write(
         &self,
@@ -444,7 +434,7 @@ fn list_plus(core: &Overlay, (dir, handle, offset): (Ino, u64, u64), mut reply: 
 }
 
 /// Gives an error's number, or passes the value on.
-fn checked<T>(result: Result<T>) -> std::result::Result<T, Code> {
+pub(super) fn checked<T>(result: Result<T>) -> std::result::Result<T, Code> {
     result.map_err(|error| fail(&error))
 }
 

@@ -338,6 +338,16 @@ pub fn roam() {
     }
 }
 
+/// Takes this thread away from a processor, if there is another for it.
+pub fn leave(cpu: usize) -> io::Result<()> {
+    let mut others = match EVERYWHERE.get() {
+        Some(set) => *set,
+        None => sched_getaffinity(None)?,
+    };
+    others.unset(cpu);
+    if others.count() == 0 { Ok(()) } else { Ok(sched_setaffinity(None, &others)?) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
