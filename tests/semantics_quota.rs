@@ -83,6 +83,22 @@ both! { filling_ends_at_the_limit_and_deleting_makes_room, OnlyPlyfs, |t| {
     }
 }}
 
+both! { blocks_for_the_records_of_a_file_are_no_room_for_its_data, OnlyPlyfs, |t| {
+    let fs = limited(t, "size=128k", &[]);
+    // Page by page to the disk in turn: in pieces that a filesystem with extents keeps a block of records for.
+    let files = ["one", "two"].map(|name| read_write_new(&fs, name));
+    for page in 0..16 {
+        for file in &files {
+            file.write_all_at(&[1; PAGE as usize], page * PAGE).unwrap();
+            file.sync_all().unwrap();
+        }
+    }
+    for file in &files {
+        assert_eq!(errno(file.write_all_at(&[1], 16 * PAGE)), Errno::NOSPC);
+        assert_eq!(file.metadata().unwrap().len(), 16 * PAGE);
+    }
+}}
+
 both! { who_waits_for_room_is_in_nobodys_way, OnlyPlyfs, |t| {
     let fs = limited(t, "size=256k", &[]);
     let full = read_write_new(&fs, "full");

@@ -20,7 +20,7 @@ mod xattr;
 
 pub use backing::{close_backing, created, memory_file, open_backing, opened};
 pub use data::{
-    Fallocate, Seek, copy_range, drop_ahead, fallocate, fallocate_grows, lseek, pread,
+    Fallocate, Seek, copy_range, drop_ahead, fallocate, fallocate_grows, has_blocks, lseek, pread,
     pread_cached, pwrite, reflink, takes_ahead, truncate,
 };
 pub use fs::{

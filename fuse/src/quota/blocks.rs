@@ -166,7 +166,7 @@ impl Overlay {
         }
         // Blocks that were reserved for the file look like holes.
         let stat = sys::fstat(fd)?;
-        if !meter.is_over() && has_all_blocks(&stat, end) {
+        if !meter.is_over() && has_all_blocks(fd, &stat, (from, end)) {
             return Ok((meter.begin(), span.length));
         }
         self.trim(fd);
@@ -185,9 +185,11 @@ impl Overlay {
     }
 }
 
-/// Whether a file has as many blocks as can be up to `end` and up to its own end.
-fn has_all_blocks(stat: &Stat, end: u64) -> bool {
+/// Whether a file has the blocks of a span, as far as its filesystem tells; else whether it has as many as can be up to the end of the
+/// span and up to its own. Their number alone is not enough: it may have some for its own records.
+fn has_all_blocks(fd: BorrowedFd<'_>, stat: &Stat, (from, end): (u64, u64)) -> bool {
     stat.blocks.saturating_mul(512) >= ceil(stat.size).max(end)
+        && sys::has_blocks(fd, from, end).unwrap_or(true)
 }
 
 /// Does what changes the blocks of one object, and books what came of it, whether it worked or not.

@@ -1,7 +1,7 @@
 //! File contents.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{IoSlice, IoSliceMut, ReadWriteFlags};
@@ -90,6 +90,42 @@ pub fn takes_ahead(fd: impl AsFd) -> io::Result<bool> {
     }
     let flags = super::inode_ioctl(&fd, GET_FLAGS, &[], 28)?;
     Ok(flags.first().is_some_and(|flags| flags & PREALLOC == 0))
+}
+
+/// Bytes of `struct fiemap` and of each `struct fiemap_extent` behind it (linux/fiemap.h).
+const FIEMAP: (usize, usize) = (32, 56);
+/// `FS_IOC_FIEMAP` of linux/fs.h.
+const GET_EXTENTS: libc::c_ulong = 0xc020_660b;
+
+/// Whether a file has blocks for all of `from..end`, written to or only reserved. EOPNOTSUPP where the filesystem does not tell.
+pub fn has_blocks(fd: impl AsFd, from: u64, end: u64) -> io::Result<bool> {
+    const EXTENTS: usize = 16;
+    let mut at = from;
+    while at < end {
+        let mut map = [0_u8; FIEMAP.0 + EXTENTS * FIEMAP.1];
+        map[..8].copy_from_slice(&at.to_ne_bytes());
+        map[8..16].copy_from_slice(&(end - at).to_ne_bytes());
+        map[24..28].copy_from_slice(&(EXTENTS as u32).to_ne_bytes());
+        // SAFETY: the live local has room for the head and as many extents as it announces.
+        let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), GET_EXTENTS, map.as_mut_ptr()) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let word =
+            |at: usize| map[at..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+        let found = map[20..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)) as usize;
+        for extent in (0..found.min(EXTENTS)).map(|n| FIEMAP.0 + n * FIEMAP.1) {
+            let (logical, length) = (word(extent), word(extent + 16));
+            if logical > at {
+                return Ok(false);
+            }
+            at = at.max(logical.saturating_add(length));
+        }
+        if found == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Gives back the blocks of a file from `offset` on.
