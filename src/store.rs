@@ -23,6 +23,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::driver::registry::Registry;
 use crate::driver::{self, Create, Driver, LayerId, Quota};
 use crate::durable::{self, Staged};
 use crate::error::{Context, Error, Result};
@@ -262,9 +263,24 @@ impl Store {
         Ok(pending)
     }
 
-    /// The record of a layer.
+    /// The record of a layer that our driver keeps, or that is lost.
     pub fn get(&self, id: &LayerId) -> Result<Record> {
-        self.find(id)?.ok_or_else(|| Error::NotFound { kind: "layer", name: id.to_string() })
+        let missing = || Error::NotFound { kind: "layer", name: id.to_string() };
+        let record = self.find(id)?.ok_or_else(missing)?;
+        self.is_ours(id).map(|()| record)
+    }
+
+    /// Refuses a layer that another driver keeps.
+    fn is_ours(&self, id: &LayerId) -> Result<()> {
+        let Some(name) = self.keeper(id)? else { return Ok(()) };
+        let why =
+            format!("kept by another driver than {}; use --driver {name}", self.driver.name());
+        Err(Error::invalid(format!("layer '{id}'"), why))
+    }
+
+    /// The driver that keeps a layer, if it is another one than ours.
+    fn keeper(&self, id: &LayerId) -> Result<Option<&'static str>> {
+        Ok(if self.driver.exists(id)? { None } else { Registry::built_in().keeper(&self.root, id) })
     }
 
     /// The record of a layer, if there is one.
@@ -332,6 +348,7 @@ impl Store {
 
     /// Undoes or finishes what was left of the work on a layer.
     fn undo(&self, id: &LayerId, work: Work) -> Result<()> {
+        self.is_ours(id)?;
         let record = self.find(id)?;
         match (work, record) {
             (Work::Create | Work::Remove, None) => self.remove_storage(id),

@@ -159,6 +159,39 @@ fn nothing_is_pruned_where_parents_cannot_be_told(store: &driver_kit::Store) {
     assert!(store.0.driver.exists(&id("base")).unwrap());
 }
 
+fn layers_of_another_driver_are_left_to_it(store: &driver_kit::Store) {
+    let store = Box_(store);
+    two_layers(&store);
+    store.does(&["layer", "create", "--read-only", "half"]);
+    // As a crash of an apply leaves it.
+    fs::write(store.0.root().join("pending/half"), "apply").unwrap();
+    fs::write(store.0.own("half").join("x"), "half").unwrap();
+    let other = if store.0.driver.name() == "vfs" { "overlay" } else { "vfs" };
+    let named = match store.0.driver.name() {
+        // They share one home.
+        "fuse-overlay" => "overlay2",
+        name => name,
+    };
+    let on = |words: &[&str]| store.plyfs_on(other, words).exits(1);
+    let kept = format!("kept by another driver than {other}; use --driver {named}");
+    for words in [
+        &["layer", "rm", "box"][..],
+        &["layer", "mount", "box"],
+        &["layer", "apply", "half", "/dev/null"],
+    ] {
+        on(words).complains(&kept);
+    }
+    on(&["layer", "create", "--parent", "base", "new"]).complains(&kept);
+    on(&["check", "--repair"]).says(&format!(
+        "layer 'box': its storage is kept by the driver {named}; plyfs --driver {named} check looks at it"
+    ));
+    store.plyfs_on(other, &["prune"]).succeeds().says("0 layers removed");
+    assert_eq!(fs::read_to_string(store.0.own("half").join("x")).unwrap(), "half");
+    // The next start on their own driver clears up.
+    store.does(&["check"]).says("3 layers, nothing wrong");
+    assert!(!store.0.own("half").join("x").exists());
+}
+
 fn what_others_work_on_is_not_called_broken(store: &driver_kit::Store) {
     let store = Box_(store);
     two_layers(&store);
@@ -184,6 +217,7 @@ fn what_others_work_on_is_not_called_broken(store: &driver_kit::Store) {
 
 every_driver! {
     busy, what_others_work_on_is_not_called_broken;
+    of_another, layers_of_another_driver_are_left_to_it;
     refused_removal, a_refused_removal_leaves_the_store_open;
     untold_parents, nothing_is_pruned_where_parents_cannot_be_told;
     changed_files, changed_files_are_named;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 pub use super::options::Config;
 use super::shelf::LOCK;
-use super::{Driver, fuse_overlay, hardlink, layered, overlay2, vfs};
+use super::{Driver, LayerId, fuse_overlay, hardlink, layered, overlay2, vfs};
 use crate::error::{Error, Result};
 
 /// What is tried for a new store, most wanted first.
@@ -131,6 +131,17 @@ impl Registry {
             }
         }
         prior
+    }
+
+    /// The first driver whose home in a store's root has something by this name. Opens nothing.
+    pub fn keeper(&self, root: &Path, id: &LayerId) -> Option<&'static str> {
+        let has = |home: &str| {
+            // Those without records of their own keep layers one directory deeper.
+            [root.join(home), root.join(home).join("dir")]
+                .iter()
+                .any(|dir| dir.join(id.as_str()).is_dir())
+        };
+        self.entries.iter().find(|entry| has(entry.home)).map(|entry| entry.name)
     }
 
     fn known(&self, name: &str) -> Result<&Entry> {

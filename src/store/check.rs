@@ -114,6 +114,11 @@ impl Store {
         checked: &mut Checked,
     ) -> Result<()> {
         let rm = format!("plyfs layer rm {id} removes it");
+        if let Some(name) = self.keeper(id)? {
+            let remedy = format!("plyfs --driver {name} check looks at it");
+            checked.add(id.as_str(), format!("its storage is kept by the driver {name}"), remedy);
+            return Ok(());
+        }
         if !self.driver.exists(id)? {
             checked.add(id.as_str(), "its storage is missing", rm);
             return Ok(());
