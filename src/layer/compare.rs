@@ -9,7 +9,9 @@
 //!
 //! A tree is a directory, or a stack of them as an overlay merges it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod sorted;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -23,6 +25,7 @@ use super::stack::{Found, Place, Spot, Stack};
 use super::xattrs;
 use crate::error::{Context, Error, Result};
 use crate::sys::tree::{self, Kind};
+use sorted::Sorted;
 
 /// Clocks of filesystems tick at least this often, in seconds.
 const TICK: i64 = 2;
@@ -111,9 +114,7 @@ fn vanished(path: &Path) -> Error {
     }
 }
 
-type Changes = BTreeMap<PathBuf, ChangeKind>;
-
-fn compare(trees: &Comparison<'_>) -> Result<(Stack, Changes)> {
+fn compare(trees: &Comparison<'_>) -> Result<(Stack, Sorted)> {
     let belief = if tree::has_initial_privilege() { Belief::Trusted } else { Belief::All };
     let open = |tree: &Tree| Stack::open(&tree.top, &tree.below, belief);
     let old = trees.old.map(open).transpose()?;
@@ -121,7 +122,8 @@ fn compare(trees: &Comparison<'_>) -> Result<(Stack, Changes)> {
         since: trees.since.unwrap_or(i64::MAX),
         new: Side { stack: open(trees.new)?, links: Links::default() },
         old: old.map(|stack| Side { stack, links: Links::default() }),
-        changes: Changes::new(),
+        changes: Sorted::default(),
+        changed: HashSet::new(),
         todo: Vec::new(),
     };
     let base = walk.old.as_ref().map(|old| old.stack.root(0)).unwrap_or_default();
@@ -130,7 +132,7 @@ fn compare(trees: &Comparison<'_>) -> Result<(Stack, Changes)> {
         walk.visit(&dir)?;
     }
     walk.compare_links();
-    walk.add_parents();
+    walk.changes.add_parents();
     Ok((walk.new.stack, walk.changes))
 }
 
@@ -154,8 +156,12 @@ struct Links {
 }
 
 impl Links {
+    fn is_shared(found: &Found) -> bool {
+        found.stat.kind != Kind::Dir && found.stat.nlink > 1
+    }
+
     fn note(&mut self, path: &Path, found: &Found) {
-        if found.stat.kind != Kind::Dir && found.stat.nlink > 1 {
+        if Links::is_shared(found) {
             let file = (found.stat.dev, found.stat.ino);
             self.files.insert(path.to_path_buf(), file);
             self.names.entry(file).or_default().push(path.to_path_buf());
@@ -178,7 +184,9 @@ struct Walk {
     since: i64,
     new: Side,
     old: Option<Side>,
-    changes: Changes,
+    changes: Sorted,
+    /// Those of them that have several names, or had.
+    changed: HashSet<PathBuf>,
     todo: Vec<Dir>,
 }
 
@@ -193,7 +201,7 @@ impl Walk {
             // What is known of an object takes far more memory than its name.
             let names: Vec<OsString> = todo.by_ref().take(BATCH).collect();
             if names.is_empty() {
-                return Ok(());
+                break;
             }
             let new = self.new.stack.look_up(&dir.new, names.clone())?;
             let old = match &self.old {
@@ -201,33 +209,43 @@ impl Walk {
                 None => names.iter().map(|_| None).collect(),
             };
             for ((name, new), old) in names.into_iter().zip(new).zip(old) {
-                self.entry(dir.path.join(name), new, old)?;
+                self.entry(&dir.path, &name, (new, old))?;
             }
         }
+        self.changes.end(&dir.path);
+        Ok(())
     }
 
-    fn entry(&mut self, path: PathBuf, new: Option<Found>, old: Option<Found>) -> Result<()> {
+    fn entry(
+        &mut self,
+        dir: &Path,
+        name: &OsStr,
+        (new, old): (Option<Found>, Option<Found>),
+    ) -> Result<()> {
+        let is_shared = |found: &Option<Found>| found.as_ref().is_some_and(Links::is_shared);
+        let path = dir.join(name);
         if let Some((side, found)) = self.old.as_mut().zip(old.as_ref()) {
             side.links.note(&path, found);
         }
-        let Some(new) = new else {
-            if old.is_some() {
-                self.changes.insert(path, ChangeKind::Deleted);
-            }
-            return Ok(());
-        };
-        self.new.links.note(&path, &new);
-        let kind = match (&old, &self.old) {
-            (Some(old), Some(side)) => {
-                let equal = equal((&self.new.stack, &new), (&side.stack, old), self.since)?;
+        if let Some(found) = &new {
+            self.new.links.note(&path, found);
+        }
+        let kind = match (&new, &old, &self.old) {
+            (None, Some(_), _) => Some(ChangeKind::Deleted),
+            (Some(new), Some(old), Some(side)) => {
+                let equal = equal((&self.new.stack, new), (&side.stack, old), self.since)?;
                 (!equal).then_some(ChangeKind::Modified)
             }
-            _ => Some(ChangeKind::Added),
+            (Some(_), ..) => Some(ChangeKind::Added),
+            (None, None, _) => None,
         };
         if let Some(kind) = kind {
-            self.changes.insert(path.clone(), kind);
+            self.changes.note(name, kind);
+            if is_shared(&new) || is_shared(&old) {
+                self.changed.insert(path.clone());
+            }
         }
-        if new.stat.kind == Kind::Dir {
+        if let Some(new) = new.filter(|new| new.stat.kind == Kind::Dir) {
             let old = old.map(|old| old.dirs).unwrap_or_default();
             self.todo.push(Dir { path, new: new.dirs, old });
         }
@@ -238,7 +256,7 @@ impl Walk {
     fn compare_links(&mut self) {
         let Some(old) = &self.old else { return };
         let (before, now) = (&old.links, &self.new.links);
-        let is_kept = |path: &Path| !self.changes.contains_key(path);
+        let is_kept = |path: &Path| !self.changed.contains(path);
         let joined = now
             .files
             .keys()
@@ -249,24 +267,7 @@ impl Walk {
         });
         let found: Vec<PathBuf> =
             joined.chain(parted).filter(|path| is_kept(path)).cloned().collect();
-        self.changes.extend(found.into_iter().map(|path| (path, ChangeKind::Modified)));
-    }
-
-    /// A directory with a change inside is a change.
-    fn add_parents(&mut self) {
-        let mut parents = BTreeSet::new();
-        for path in self.changes.keys() {
-            let above = path.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty());
-            parents.extend(
-                above
-                    .take_while(|dir| !parents.contains(*dir))
-                    .map(Path::to_path_buf)
-                    .collect::<Vec<_>>(),
-            );
-        }
-        for path in parents {
-            self.changes.entry(path).or_insert(ChangeKind::Modified);
-        }
+        found.iter().for_each(|path| self.changes.add(path, ChangeKind::Modified));
     }
 }
 
