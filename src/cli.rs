@@ -126,6 +126,17 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// An archive whose reader has gone is not whole, whereas of a list the reader may have seen enough.
+fn cut_short(error: Error) -> Error {
+    match error {
+        Error::Io { op, path, source } if source.kind() == std::io::ErrorKind::BrokenPipe => {
+            let source = std::io::Error::other("whoever reads it has gone");
+            Error::Io { op, path, source }
+        }
+        other => other,
+    }
+}
+
 fn dispatch(cli: Cli) -> std::result::Result<u8, Failure> {
     let takes_state = matches!(
         cli.command,

@@ -238,7 +238,10 @@ impl Store {
     /// Takes the record away, by one rename. Returns its last name.
     fn unrecord(&self, id: &LayerId, pending: &mut Pending) -> Result<OsString> {
         let _lock = self.lock()?;
-        self.get(id)?;
+        match self.get(id) {
+            Err(Error::Corrupt { .. }) => self.is_ours(id)?,
+            other => drop(other?),
+        }
         if let Some(child) = self.child_of(id)? {
             let by = format!("layer '{child}', which lies on it; remove that first");
             return Err(Error::InUse { kind: "layer", name: id.to_string(), by });
@@ -280,7 +283,11 @@ impl Store {
 
     /// The driver that keeps a layer, if it is another one than ours.
     fn keeper(&self, id: &LayerId) -> Result<Option<&'static str>> {
-        Ok(if self.driver.exists(id)? { None } else { Registry::built_in().keeper(&self.root, id) })
+        Ok(if self.driver.exists(id)? {
+            None
+        } else {
+            Registry::built_in().keeper(&self.root, self.driver.home(), id)
+        })
     }
 
     /// The record of a layer, if there is one.
@@ -288,11 +295,14 @@ impl Store {
         Record::read(&self.layers().join(id.as_str()))
     }
 
-    /// All records, by name.
+    /// All records, by name. One that cannot be understood is left out, with a warning: it is no reason not to tell the others.
     pub fn list(&self) -> Result<Vec<Record>> {
         let mut records = Vec::new();
         for id in self.names()? {
-            records.extend(self.find(&id)?);
+            match self.find(&id) {
+                Err(error @ Error::Corrupt { .. }) => log::warn!("{error}"),
+                found => records.extend(found?),
+            }
         }
         Ok(records)
     }
@@ -311,8 +321,20 @@ impl Store {
 
     /// A layer that lies on this one.
     fn child_of(&self, id: &LayerId) -> Result<Option<String>> {
-        let child = self.list()?.into_iter().find(|x| x.parent.as_deref() == Some(id.as_str()));
-        Ok(child.map(|record| record.id))
+        for child in self.names()? {
+            let is_child = match self.find(&child) {
+                Ok(record) => record.is_some_and(|x| x.parent.as_deref() == Some(id.as_str())),
+                // The storage may still tell what a layer lies on whose record does not.
+                Err(Error::Corrupt { .. }) => {
+                    self.driver.parent(&child).is_ok_and(|parent| parent.as_ref() == Some(id))
+                }
+                Err(error) => return Err(error),
+            };
+            if is_child {
+                return Ok(Some(child.to_string()));
+            }
+        }
+        Ok(None)
     }
 
     /// Storage that no record names and nobody is working on.
@@ -348,11 +370,11 @@ impl Store {
 
     /// Undoes or finishes what was left of the work on a layer.
     fn undo(&self, id: &LayerId, work: Work) -> Result<()> {
-        self.is_ours(id)?;
         let record = self.find(id)?;
         match (work, record) {
             (Work::Create | Work::Remove, None) => self.remove_storage(id),
             (Work::Apply, Some(record)) if record.content.is_none() => {
+                self.is_ours(id)?;
                 // Only what is read-only is filled, and that has no limits that would be lost.
                 self.clear_fill(id)?;
                 let parent = record.parent.as_deref().map(LayerId::new).transpose()?;

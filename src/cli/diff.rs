@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (upper, lowers) = (args.upper.clone(), args.lowers.clone());
     let spec = Spec { upper, lowers, user_marks: args.userxattr };
     if let Some(path) = args.output.as_ref().filter(|path| path.as_os_str() != "-") {
-        return diff::save(&spec, path);
+        return diff::save(&spec, path).map_err(super::cut_short);
     }
     if io::stdout().is_terminal() {
         return Err(Error::invalid(
@@ -49,5 +49,5 @@ pub fn run(args: &Args) -> Result<()> {
             "is a terminal; name a file with -o or use a pipe",
         ));
     }
-    diff::write(&spec, &mut super::raw_output()?)
+    diff::write(&spec, &mut super::raw_output()?).map_err(super::cut_short)
 }

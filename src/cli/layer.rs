@@ -198,6 +198,10 @@ fn apply(store: &Store, id: &str, file: Option<&Path>, json: bool) -> Result<()>
 }
 
 fn diff(store: &Store, id: &LayerId, output: Option<&Path>) -> Result<()> {
+    write_diff(store, id, output).map_err(super::cut_short)
+}
+
+fn write_diff(store: &Store, id: &LayerId, output: Option<&Path>) -> Result<()> {
     if let Some(path) = output.filter(|path| path.as_os_str() != "-") {
         // A pipe or a device is written to, and stays what it is.
         if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::Driver;
-use super::layered::{HOME, Layered, Trial};
+use super::layered::{HOME, Layered, Trial, try_with_room};
 use super::layout::Layout;
 use super::options::{Config, refuse_backing, told};
 use crate::doctor::{filesystem, namespace};
@@ -26,10 +26,12 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     change::make_dirs(&config.root, 0o777).on("create", &config.root)?;
     refuse_backing(NAME, &config.root, &REFUSED)?;
     attempt()?;
-    let trial = Trial::new(&config.root)?;
-    let typed = change::make_dir(&trial.path().join("d"), 0o700)
-        .and_then(|()| probe::lists_types(trial.path()))
-        .on("list", trial.path())?;
+    let typed = try_with_room(&config.root.join(HOME), true, || {
+        let trial = Trial::new(&config.root)?;
+        change::make_dir(&trial.path().join("d"), 0o700)
+            .and_then(|()| probe::lists_types(trial.path()))
+            .on("list", trial.path())
+    })?;
     let records = !super::can_set_owners();
     let mut mount = Vec::new();
     if records {

@@ -17,7 +17,7 @@ use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use super::fill::{self, Deletions, Files, Target};
-use super::layered::{module_says, refuse_full};
+use super::layered::{module_says, refuse_full, try_with_room};
 use super::options::{self, Config, refuse_backing};
 use super::shelf::Shelf;
 use super::{
@@ -74,7 +74,8 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     if user {
         mount.push("userxattr".to_owned());
     }
-    overlay2::attempt(config, user, &mount)?;
+    let attempt = || overlay2::attempt(config, user, &mount);
+    try_with_room(&home, true, attempt)?;
     if module_says("index").is_some() {
         mount.push("index=off".to_owned());
     }
@@ -82,6 +83,11 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     let layers = Shelf::open(home, NO_QUOTA)?;
     let backing = filesystem::name(layers.dir());
     Ok(Box::new(Hardlink { layers, mount, backing }))
+}
+
+/// Where in the home a layer is.
+pub(super) fn place(home: &Path, id: &str) -> PathBuf {
+    home.join(id)
 }
 
 /// What a layer is.

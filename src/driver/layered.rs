@@ -280,6 +280,30 @@ pub(super) fn refuse_full(id: &LayerId, own: &Path) -> Result<()> {
     }
 }
 
+/// Whether there is a directory in a home that may be a layer.
+fn has_layers(home: &Path) -> bool {
+    let entries = std::fs::read_dir(home).into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.file_name())
+        .any(|name| name.to_str().is_some_and(|name| LayerId::new(name).is_ok() && name != "l"))
+}
+
+/// What `attempt` finds. Where there are layers already it has worked once: that there is no room to try it again is no reason
+/// to refuse the store, in which removing a layer makes room.
+pub(super) fn try_with_room<T>(
+    home: &Path,
+    known: T,
+    attempt: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    match attempt() {
+        Err(error) if error.is_no_room() && has_layers(home) => {
+            log::debug!("not tried again: {error}");
+            Ok(known)
+        }
+        other => other,
+    }
+}
+
 /// A directory for trying things, which goes whatever comes of them. One that nobody has locked was left by a crash: it is
 /// made and locked under the lock of the root.
 #[derive(Debug)]
@@ -337,6 +361,11 @@ impl Drop for Trial {
             log::warn!("delete {}: {error}", self.0.display());
         }
     }
+}
+
+/// Where in the home a layer keeps what it holds.
+pub(super) fn place(home: &Path, id: &str) -> PathBuf {
+    home.join(id).join("diff")
 }
 
 /// Reads a yes or no of the overlay module.

@@ -99,7 +99,12 @@ impl Layout {
         let diff = self.at(id).join("diff");
         match diff.symlink_metadata() {
             Ok(found) => Ok(found.is_dir()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            // Something else may lie there, which is no directory.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                Ok(false)
+            }
             Err(error) => Err(Error::io("stat", diff, error)),
         }
     }

@@ -1,7 +1,9 @@
 //! The kernel's overlay on the overlay format.
 
+use std::io::ErrorKind;
+
 use super::Driver;
-use super::layered::{HOME, Layered, Trial, module_says};
+use super::layered::{HOME, Layered, Trial, module_says, try_with_room};
 use super::layout::Layout;
 use super::options::{Config, refuse_backing, told};
 use crate::doctor::{filesystem, overlay};
@@ -31,7 +33,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     if user {
         mount.push("userxattr".to_owned());
     }
-    let typed = attempt(config, user, &mount)?;
+    let typed = try_with_room(&config.root.join(HOME), true, || attempt(config, user, &mount))?;
     // An index forbids an upper directory whose last mount still lingers somewhere.
     if module_says("index").is_some() {
         mount.push("index=off".to_owned());
@@ -74,6 +76,9 @@ pub(super) fn attempt(config: &Config, user: bool, options: &[String]) -> Result
     };
     let space = if user { "user" } else { "trusted" };
     let said = |error: std::io::Error| {
+        if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+            return Error::io("try the kernel's overlay", dir, error);
+        }
         Error::unsupported("the kernel's overlay", format!("on {}: {error}", filesystem::name(dir)))
     };
     let attempt = match plan::trial(&mount) {

@@ -1,7 +1,7 @@
 //! Which drivers there are, and which one a store uses: the one that is named; else the one whose layers are there; else the
 //! first of a list that works here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use super::options::Config;
 use super::shelf::LOCK;
@@ -23,6 +23,8 @@ struct Entry {
     open: Open,
     /// Whether layers in its home make it the store's driver.
     claims: bool,
+    /// Where in its home a layer is that is whole.
+    place: fn(&Path, &str) -> PathBuf,
 }
 
 /// The drivers that are known.
@@ -54,14 +56,14 @@ pub struct Selected {
 impl Registry {
     /// Those that are built in.
     pub fn built_in() -> Registry {
-        let entry = |name, home, open, claims| Entry { name, home, open, claims };
+        let entry = |name, home, open, claims, place| Entry { name, home, open, claims, place };
         Registry {
             entries: vec![
-                entry(overlay2::NAME, layered::HOME, overlay2::open, true),
-                entry(fuse_overlay::NAME, layered::HOME, fuse_overlay::open, true),
+                entry(overlay2::NAME, layered::HOME, overlay2::open, true, layered::place),
+                entry(fuse_overlay::NAME, layered::HOME, fuse_overlay::open, true, layered::place),
                 // A stray copy would otherwise decide for all others.
-                entry(vfs::NAME, vfs::NAME, vfs::open, false),
-                entry(hardlink::NAME, hardlink::HOME, hardlink::open, true),
+                entry(vfs::NAME, vfs::NAME, vfs::open, false, vfs::place),
+                entry(hardlink::NAME, hardlink::HOME, hardlink::open, true, hardlink::place),
             ],
         }
     }
@@ -71,7 +73,8 @@ impl Registry {
         if self.find(name).is_some() {
             return Err(Error::Exists { kind: "driver", name: name.to_owned() });
         }
-        self.entries.push(Entry { name, home, open, claims: true });
+        let place = |home: &Path, id: &str| home.join(id);
+        self.entries.push(Entry { name, home, open, claims: true, place });
         Ok(())
     }
 
@@ -133,15 +136,14 @@ impl Registry {
         prior
     }
 
-    /// The first driver whose home in a store's root has something by this name. Opens nothing.
-    pub fn keeper(&self, root: &Path, id: &LayerId) -> Option<&'static str> {
-        let has = |home: &str| {
-            // Those without records of their own keep layers one directory deeper.
-            [root.join(home), root.join(home).join("dir")]
-                .iter()
-                .any(|dir| dir.join(id.as_str()).is_dir())
+    /// The first driver that keeps a layer by this name in a store's root, of those with another home than `ours`. Opens
+    /// nothing.
+    pub fn keeper(&self, root: &Path, ours: &Path, id: &LayerId) -> Option<&'static str> {
+        let keeps = |entry: &&Entry| {
+            let home = root.join(entry.home);
+            home != ours && (entry.place)(&home, id.as_str()).is_dir()
         };
-        self.entries.iter().find(|entry| has(entry.home)).map(|entry| entry.name)
+        self.entries.iter().find(keeps).map(|entry| entry.name)
     }
 
     fn known(&self, name: &str) -> Result<&Entry> {

@@ -98,7 +98,16 @@ impl Shelf {
         let new = self.name(NEW)?;
         let made = make(&new).and_then(|made| {
             publish::sync_filesystem(&new).on("sync", &new)?;
-            publish::exchange(&new, path).on("rename", &new)?;
+            match publish::exchange(&new, path) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => {
+                    // A crash in between leaves nothing by that name, which whoever replaces it has announced.
+                    let gone = self.name(GONE)?;
+                    change::rename(path, &gone).on("rename", path)?;
+                    change::rename(&new, path).on("rename", &new)?;
+                    change::rename(&gone, &new).on("rename", &gone)?;
+                }
+                other => other.on("rename", &new)?,
+            }
             publish::sync_dir(path.parent().unwrap_or(path)).on("sync", path)?;
             Ok(made)
         });

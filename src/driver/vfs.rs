@@ -52,6 +52,11 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     Ok(Box::new(driver))
 }
 
+/// Where in the home a layer is.
+pub(super) fn place(home: &Path, id: &str) -> PathBuf {
+    home.join("dir").join(id)
+}
+
 impl Vfs {
     fn dir(&self, id: &LayerId) -> Result<PathBuf> {
         match self.exists(id)? {

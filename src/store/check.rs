@@ -74,7 +74,9 @@ impl Store {
                 Ok(None) => continue,
                 Ok(Some(record)) => record,
                 Err(error @ Error::Corrupt { .. }) => {
-                    let advice = "nothing else has it; restore the file, or remove its directory and run plyfs prune";
+                    let advice = format!(
+                        "nothing else has it; restore the file, or plyfs layer rm {id} removes the layer"
+                    );
                     checked.layers += 1;
                     checked.add(id.as_str(), error.to_string(), advice);
                     continue;

@@ -25,6 +25,9 @@ pub(super) enum Work {
 const WORDS: [(Work, &str); 3] =
     [(Work::Create, "create"), (Work::Apply, "apply"), (Work::Remove, "remove")];
 
+/// Where there is no room for a word, a file of this length without any data says `remove`: that makes room.
+const REMOVE_LENGTH: u64 = 1 << 20;
+
 /// The work on one layer. When this goes without [`Pending::done`] the file stays, as after a crash.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -51,20 +54,35 @@ impl Pending {
     /// Announces what is done from now on: what a crash leaves of it is undone or finished. So whatever could show that there is
     /// nothing to do is looked at before.
     pub(super) fn say(&mut self, work: Work) -> Result<()> {
+        match self.write(work) {
+            Err(error) if error.is_no_room() && work == Work::Remove => {
+                let said =
+                    change::set_len(&self.file, REMOVE_LENGTH).and_then(|()| self.file.sync_all());
+                said.on("write", &self.path)?;
+            }
+            other => other?,
+        }
+        durable::sync_dir(durable::parent(&self.path))
+    }
+
+    fn write(&mut self, work: Work) -> Result<()> {
         let word = WORDS.iter().find(|(one, _)| *one == work).map_or("", |(_, word)| word);
         let written = change::set_len(&self.file, 0).and_then(|()| {
             self.file.rewind()?;
             change::write(&self.file, word.as_bytes())?;
             self.file.sync_all()
         });
-        written.on("write", &self.path)?;
-        durable::sync_dir(durable::parent(&self.path))
+        written.on("write", &self.path)
     }
 
     fn word(&mut self) -> Result<Option<Work>> {
         // Anything else was never announced whole, so nothing was done after it.
         let mut word = Vec::new();
         (&self.file).take(16).read_to_end(&mut word).on("read", &self.path)?;
+        let length = self.file.metadata().on("stat", &self.path)?.len();
+        if length == REMOVE_LENGTH && word.iter().all(|byte| *byte == 0) {
+            return Ok(Some(Work::Remove));
+        }
         Ok(WORDS.iter().find(|(_, one)| one.as_bytes() == word).map(|(work, _)| *work))
     }
 

@@ -64,9 +64,15 @@ pub fn page_size() -> usize {
 }
 
 /// Lets two directories change names in one step.
+///
+/// EOPNOTSUPP where the filesystem cannot, as one of a network may not.
 pub fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    use rustix::io::Errno;
     change::point()?;
-    Ok(rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
+    match rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE) {
+        Err(Errno::INVAL | Errno::NOSYS) => Err(Errno::OPNOTSUPP.into()),
+        other => Ok(other?),
+    }
 }
 
 /// Waits until nobody has a file for himself, and takes part in it until it is closed (flock(2)).

@@ -1,0 +1,96 @@
+//! A store goes on where something in it or around it is broken: a full disk, a record that cannot be read, a stray file.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::common::cmd::Cmd;
+use crate::driver_kit;
+use crate::every_driver;
+use crate::semantics_kit::wait_until;
+use crate::store_kit::{Box_, tree};
+
+fn room_is_made_on_a_full_disk(store: &driver_kit::Store) {
+    let (disk, run) = (store.sandbox.dir("disk"), store.sandbox.dir("run"));
+    rustix::mount::mount("disk", &disk, "tmpfs", MountFlags::empty(), Some(c"size=3m")).unwrap();
+    let plyfs = |words: &[&str]| {
+        let root = disk.join("store");
+        let cmd = Cmd::plyfs().env("XDG_RUNTIME_DIR", &run).arg("--root").arg(root);
+        cmd.args(["--driver", store.driver.name()]).args(words)
+    };
+    plyfs(&["layer", "create", "big"]).succeeds();
+    plyfs(&["layer", "create", "kept"]).succeeds();
+    let path = plyfs(&["layer", "mount", "big"]).succeeds().stdout;
+    let mut file = fs::File::create(std::path::Path::new(path.trim()).join("f")).unwrap();
+    while file.write(&[1; 4096]).is_ok_and(|done| done > 0) {}
+    drop(file);
+    plyfs(&["layer", "umount", "big"]).succeeds();
+    assert!(fs::write(disk.join("more"), "x").is_err(), "there is room left");
+    plyfs(&["layer", "ls"]).succeeds().says("big").says("kept");
+    plyfs(&["layer", "rm", "big"]).succeeds();
+    plyfs(&["layer", "ls"]).succeeds().says("kept");
+    wait_until("room", || fs::write(disk.join("more"), [1; 1 << 20]).is_ok());
+    plyfs(&["check"]).succeeds().says("1 layer, nothing wrong");
+    rustix::mount::unmount(&disk, UnmountFlags::DETACH).unwrap();
+}
+
+fn a_broken_record_stops_no_other_layer(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    for name in ["box", "torn"] {
+        store.does(&["layer", "create", "--parent", "base", name]);
+    }
+    fs::write(store.0.root().join("layers/torn/layer.json"), "{").unwrap();
+    let told = store.does(&["layer", "ls"]);
+    told.says("base").says("box").complains("torn/layer.json: corrupt");
+    store.plyfs(&["check"]).exits(1).says("plyfs layer rm torn removes the layer");
+    store.does(&["layer", "rm", "box"]);
+    if store.0.driver.name() != "vfs" {
+        // What lies on a layer is told by its storage too.
+        store.plyfs(&["layer", "rm", "base"]).exits(1).complains("in use by layer 'torn'");
+    }
+    store.does(&["layer", "rm", "torn"]);
+    store.does(&["layer", "rm", "base"]);
+    store.does(&["check"]).says("0 layers, nothing wrong");
+}
+
+fn stray_files_are_passed_over(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    let home = store.0.driver.home().to_path_buf();
+    let places = if home.ends_with("vfs") { vec![home.join("dir")] } else { vec![home] };
+    for place in &places {
+        fs::write(place.join("README"), "of somebody else").unwrap();
+    }
+    store.does(&["check"]).says("1 layer, nothing wrong");
+    store.does(&["prune"]).says("0 layers removed");
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    assert!(places.iter().all(|place| place.join("README").exists()));
+}
+
+fn an_archive_that_nobody_reads_to_its_end_is_a_failure(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    for id in ["base", "box"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plyfs"));
+        command.env("XDG_RUNTIME_DIR", store.0.sandbox.at("run")).arg("--root").arg(store.0.root());
+        command.args(["--driver", store.0.driver.name(), "layer", "diff", id]);
+        let mut child = command.stdout(Stdio::from(writer)).stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+        assert!(said.contains("whoever reads it has gone"), "{said}");
+    }
+}
+
+every_driver! {
+    full_disk, room_is_made_on_a_full_disk;
+    broken_record, a_broken_record_stops_no_other_layer;
+    strays, stray_files_are_passed_over;
+    cut_short, an_archive_that_nobody_reads_to_its_end_is_a_failure;
+}
