@@ -75,7 +75,7 @@ fn an_archive_that_nobody_reads_to_its_end_is_a_failure(store: &driver_kit::Stor
     store.fill("base", None, &tree(store.0));
     store.does(&["layer", "create", "--parent", "base", "box"]);
     for id in ["base", "box"] {
-        let (reader, writer) = std::io::pipe().unwrap();
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
         drop(reader);
         let mut command = Command::new(env!("CARGO_BIN_EXE_plyfs"));
         command.env("XDG_RUNTIME_DIR", store.0.sandbox.at("run")).arg("--root").arg(store.0.root());

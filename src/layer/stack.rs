@@ -218,31 +218,52 @@ impl Stack {
         Ok(())
     }
 
-    /// Goes to a redirect's target in one layer. What hides the layers below on the way hides them
-    /// for the target too.
+    /// Goes to a redirect's target in one layer. What hides the layers below on the way hides them for the target too, and a
+    /// directory on the way that was moved in this layer has another path in those below.
     fn step_by_path(&self, layer: usize, path: &Path, search: &mut Search) -> Result<()> {
         let Some(name) = path.file_name() else { return Ok(()) };
         let mut here = self.open_dir(layer, Path::new(""))?;
         let (mut at, mut xattr_whiteouts, mut hidden) =
             (PathBuf::new(), self.layers[layer].xattr_whiteouts, false);
-        for part in path.parent().into_iter().flat_map(Path::iter) {
+        let mut below = PathBuf::new();
+        let mut parts = path.parent().unwrap_or(Path::new("")).iter();
+        while let Some(part) = parts.next() {
             let dir = Dir { layer, path: &at, xattr_whiteouts, dotted: None, fd: here.as_fd() };
             let mut way = Search { next: Target::Sibling(part.into()), found: None, done: false };
             self.step(&dir, part, &mut way)?;
             hidden |= way.done;
-            let Some(Found { marks, dirs, .. }) = way.found.filter(|found| !found.dirs.is_empty())
-            else {
+            below.push(part);
+            let Some(found) = way.found else {
+                below.extend(parts);
+                search.next = Target::Path(below.join(name));
                 search.done |= hidden;
                 return Ok(());
             };
-            drop(dirs);
+            if found.dirs.is_empty() {
+                search.done = true;
+                return Ok(());
+            }
+            match way.next {
+                // It leads out of what hid the layers below on the way here.
+                Target::Path(path) => (below, hidden) = (path, false),
+                Target::Sibling(name) => below.set_file_name(name),
+            }
             at.push(part);
-            xattr_whiteouts = marks.xattr_whiteouts;
+            xattr_whiteouts = found.marks.xattr_whiteouts;
             here = self.open_dir(layer, &at)?;
         }
         let dir = Dir { layer, path: &at, xattr_whiteouts, dotted: None, fd: here.as_fd() };
-        self.step(&dir, name, search)?;
-        search.done |= hidden;
+        let mut end =
+            Search { next: Target::Sibling(name.into()), found: search.found.take(), done: false };
+        self.step(&dir, name, &mut end)?;
+        (search.found, search.done) = (end.found, end.done);
+        match end.next {
+            Target::Path(path) => search.next = Target::Path(path),
+            Target::Sibling(name) => {
+                search.done |= hidden;
+                search.next = Target::Path(below.join(name));
+            }
+        }
         Ok(())
     }
 
@@ -295,10 +316,7 @@ impl Stack {
             );
             return Err(Error::Corrupt { what, detail });
         };
-        search.next = match (target, &search.next) {
-            (Target::Sibling(name), Target::Path(path)) => Target::Path(path.with_file_name(name)),
-            (target, _) => target,
-        };
+        search.next = target;
         Ok(())
     }
 }

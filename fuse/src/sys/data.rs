@@ -28,7 +28,7 @@ pub fn pread(fd: impl AsFd, buffer: &mut [u8], offset: u64) -> io::Result<usize>
             Ok(0) => break,
             Ok(n) => done += n,
             Err(rustix::io::Errno::INTR) => {}
-            Err(_) if done > 0 => break,
+            // A short count would be the end of the file to the kernel.
             Err(e) => return Err(e.into()),
         }
     }
