@@ -88,9 +88,31 @@ fn an_archive_that_nobody_reads_to_its_end_is_a_failure(store: &driver_kit::Stor
     }
 }
 
+/// Root may forbid the deletion of a file (chattr +i).
+fn what_cannot_be_deleted_is_told_as_it_is(store: &driver_kit::Store) {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let store = Box_(store);
+    for name in ["fixed", "other"] {
+        store.does(&["layer", "create", name]);
+        fs::write(store.0.own(name).join("f"), "x").unwrap();
+    }
+    let file = fs::File::open(store.0.own("fixed").join("f")).unwrap();
+    let flags = ioctl_getflags(&file).unwrap_or(IFlags::empty());
+    if ioctl_setflags(&file, flags | IFlags::IMMUTABLE).is_err() {
+        return println!("skipped: {}: needs a file that cannot be deleted", store.0.driver.name());
+    }
+    store.plyfs(&["layer", "rm", "fixed"]).run().complains("Operation not permitted");
+    let rest = store.plyfs(&["layer", "rm", "other"]).run();
+    ioctl_setflags(&file, flags).unwrap();
+    assert_eq!(rest.status, 0, "{}", rest.story());
+    store.does(&["layer", "ls"]);
+    store.does(&["check"]).says("0 layers, nothing wrong");
+}
+
 every_driver! {
     full_disk, room_is_made_on_a_full_disk;
     broken_record, a_broken_record_stops_no_other_layer;
+    immutable, what_cannot_be_deleted_is_told_as_it_is;
     strays, stray_files_are_passed_over;
     cut_short, an_archive_that_nobody_reads_to_its_end_is_a_failure;
 }

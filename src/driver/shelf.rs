@@ -162,10 +162,14 @@ impl Shelf {
         trash::finish(Some(&self.dir)).on("delete what is removed from", &self.dir)?;
         for name in names(&self.dir)?.iter().filter(|name| name.starts_with(GONE)) {
             let path = self.dir.join(name);
-            match self.hold(&path) {
-                Ok(None) => continue,
-                // Something that is no directory cannot be locked, and needs not be.
-                _ => self.delete(&path)?,
+            // Something that is no directory cannot be locked, and needs not be.
+            if matches!(self.hold(&path), Ok(None)) {
+                continue;
+            }
+            // One that cannot be deleted is no reason to keep the others.
+            if let Err(error) = self.delete(&path) {
+                log::warn!("{error}; the next start tries again");
+                continue;
             }
             done.push(format!(
                 "deleted what was left of something removed or never finished: {name}"

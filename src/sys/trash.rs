@@ -98,13 +98,15 @@ impl Trash {
             return Ok(false);
         }
         change::point()?;
-        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+        let refused = match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return Ok(true),
-            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(error @ (Errno::ISDIR | Errno::PERM)) => error,
             Err(error) => return Err(error.into()),
-        }
+        };
         let fd = match open(dir, name) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(true),
+            // No directory, but what must not be deleted (chattr +i).
+            Err(error) if error.raw_os_error() == Some(libc::ENOTDIR) => return Err(refused.into()),
             other => other?,
         };
         if depth == 0 {
