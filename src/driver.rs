@@ -85,6 +85,9 @@ pub struct Create {
     /// Options of this layer (`size`, `inodes`), as given. A driver refuses those it does not know, all that limit a
     /// read-only layer, and limits that the filesystem cannot enforce.
     pub options: BTreeMap<String, String>,
+    /// It begins as a copy of this layer, of what that holds itself, and lies on the same parent. Nobody may change the
+    /// template meanwhile.
+    pub template: Option<LayerId>,
 }
 
 /// How a layer is to be mounted.
@@ -142,7 +145,7 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The directory it keeps everything in.
     fn home(&self) -> &Path;
 
-    /// Makes an empty layer on `parent`. The layer is there whole or not at all.
+    /// Makes a layer on `parent`, empty or a copy of [`Create::template`]. The layer is there whole or not at all.
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()>;
 
     /// Removes a layer that nothing is built on and nobody has mounted: it is out of sight when this returns, and what

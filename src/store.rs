@@ -14,6 +14,7 @@
 mod check;
 mod pending;
 mod record;
+mod template;
 mod view;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use crate::sys::{change, trash};
 pub use check::{Checked, Problem, Pruned};
 use pending::{Pending, Work};
 pub use record::{Content, Record};
+use template::Sources;
 
 /// The record of how a layer's archive was laid out, beside the layer's record.
 const SPLIT: &str = "tar-split.gz";
@@ -62,10 +64,10 @@ impl Store {
         &*self.driver
     }
 
-    /// Makes an empty layer.
+    /// Makes a layer, empty or a copy of [`Create::template`].
     pub fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
         let mut pending = self.begin(id)?;
-        let seen = self.may_create(id, parent).and_then(|seen| {
+        let seen = self.may_create(id, parent, spec).and_then(|seen| {
             pending.say(Work::Create)?;
             Ok(seen)
         });
@@ -77,20 +79,25 @@ impl Store {
             }
         };
         let made = self.driver.create(id, parent, spec);
-        let made = made.and_then(|()| self.record(id, seen.as_ref(), parent, spec));
+        let made = made.and_then(|()| self.record(id, &seen, parent, spec));
         self.settle(pending, id, Work::Create, made)
     }
 
-    /// The parent as it is now.
-    fn may_create(&self, id: &LayerId, parent: Option<&LayerId>) -> Result<Option<Record>> {
+    /// What it is made from, as it is now.
+    fn may_create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<Sources> {
         if self.find(id)?.is_some() || self.driver.exists(id)? {
             return Err(Error::Exists { kind: "layer", name: id.to_string() });
         }
-        let Some(parent) = parent else { return Ok(None) };
-        let record = self.at_rest(parent)?;
-        // From now on its own directory is a lower one, without its work directory.
-        self.settle_names(parent)?;
-        Ok(Some(record))
+        let mut seen = Sources::default();
+        if let Some(parent) = parent {
+            seen.parent = Some(self.at_rest(parent)?);
+            // From now on its own directory is a lower one, without its work directory.
+            self.settle_names(parent)?;
+        }
+        if let Some(template) = &spec.template {
+            seen.template = Some(self.may_copy(template, parent)?);
+        }
+        Ok(seen)
     }
 
     /// The record of a layer that nobody changes.
@@ -106,11 +113,12 @@ impl Store {
         self.pending().join(id.as_str()).exists()
     }
 
-    /// Makes the record of a layer that has storage, whole. `seen` is what its parent was when the storage was made.
+    /// Makes the record of a layer that has storage, whole. `seen` is what its parent and its template were when the storage
+    /// was made.
     fn record(
         &self,
         id: &LayerId,
-        seen: Option<&Record>,
+        seen: &Sources,
         parent: Option<&LayerId>,
         spec: &Create,
     ) -> Result<()> {
@@ -120,14 +128,16 @@ impl Store {
         let _lock = self.lock()?;
         // The parent may have been filled or removed meanwhile; once there is a record on it, it cannot be.
         if let Some(parent) = parent {
-            if seen != Some(&self.at_rest(parent)?) {
+            if seen.parent.as_ref() != Some(&self.at_rest(parent)?) {
                 return Err(changing(parent));
             }
         }
+        self.record_template(&mut record, seen, spec)?;
         let (hidden, dir) = (self.hidden(), self.layers().join(id.as_str()));
         change::make_dir(&hidden, 0o700).on("mkdir", &hidden)?;
         let named = hidden.join(id.as_str());
         change::make_dir(&named, 0o700).on("mkdir", &named)?;
+        self.share_split(&record, &named)?;
         record.write(&named)?;
         change::rename(&named, &dir).on("rename to", &dir)?;
         durable::sync_dir(&self.layers())?;
@@ -152,6 +162,11 @@ impl Store {
         let refuse = |why: &str| Err(Error::invalid(format!("layer '{id}'"), why));
         if !record.read_only {
             return refuse("is written through mounts; make one with --read-only");
+        }
+        if let Some(template) = &record.template {
+            return refuse(&format!(
+                "is a copy of layer '{template}', an archive fills an empty one"
+            ));
         }
         if record.content.is_some() {
             return refuse("holds an archive already");
@@ -382,6 +397,7 @@ impl Store {
                     read_only: record.read_only,
                     label: record.label,
                     options: record.options,
+                    template: None,
                 };
                 self.driver.remove(id)?;
                 self.driver.create(id, parent.as_ref(), &spec)

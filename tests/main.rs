@@ -78,6 +78,7 @@ mod store_kill;
 mod store_kit;
 mod store_layers;
 mod store_links;
+mod store_template;
 
 use std::path::Path;
 

@@ -165,7 +165,19 @@ macro_rules! with_fuse_overlay {
     )+};
 }
 
+fn before_it_is_copied(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let at = written(&store);
+    kill_server(&at);
+    unmount(at.as_str(), UnmountFlags::DETACH).unwrap();
+    store.does(&["layer", "create", "--template", "box", "copy"]);
+    let copy = store.does(&["layer", "changes", "copy"]).stdout;
+    assert_eq!(copy, "C /a\nC /d\nC /d/second\nC /third\n");
+    all_names_tell(&store);
+}
+
 with_fuse_overlay! {
+    before_it_is_copied;
     after_an_orderly_end;
     after_the_server_was_killed;
     after_a_reboot;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::progress;
 use super::state::{StateArgs, pairs};
-use crate::driver::{Create, LayerId, MountOptions};
+use crate::driver::{LayerId, MountOptions};
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::Limits;
 use crate::store::Store;
@@ -18,6 +18,7 @@ Examples:
   plyfs layer apply base rootfs.tar.zst           fill it
   plyfs layer create --parent base box            a layer on top, to be written
   cd $(plyfs layer mount box)                     see it, change it
+  plyfs layer create --template box again         another one like it, with the same content
   plyfs layer changes box                         what it adds, changes and deletes
   plyfs layer diff box -o box.tar                 the same as an image layer
   plyfs layer quota box --size 10G                limit what it holds; without options: print limits and use
@@ -33,23 +34,8 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Make an empty layer
-    Create {
-        /// Fill it from an archive instead of writing to it
-        #[arg(long)]
-        read_only: bool,
-        /// The layer it lies on
-        #[arg(long, value_name = "ID")]
-        parent: Option<String>,
-        /// The SELinux label of its mounts
-        #[arg(long, value_name = "L")]
-        label: Option<String>,
-        /// An option of this layer, as size=BYTES or inodes=N
-        #[arg(long = "opt", value_name = "K=V")]
-        options: Vec<String>,
-        /// Its name
-        id: String,
-    },
+    /// Make a layer, empty or a copy of another
+    Create(Creation),
     /// Fill an empty read-only layer from a tar archive, plain or compressed with gzip or zstd, and print its size
     Apply {
         /// Its name
@@ -122,6 +108,30 @@ enum Verb {
     Ls,
 }
 
+#[derive(Debug, clap::Args)]
+struct Creation {
+    /// Fill it from an archive instead of writing to it
+    #[arg(long)]
+    read_only: bool,
+    /// The layer it lies on
+    #[arg(long, value_name = "ID")]
+    parent: Option<String>,
+    /// Begin as a copy of this layer: what it holds itself, its parent, label and limits, and whether it is read-only
+    #[arg(long, value_name = "ID")]
+    template: Option<String>,
+    /// Write to it, though its template is read-only
+    #[arg(long, requires = "template", conflicts_with = "read_only")]
+    read_write: bool,
+    /// The SELinux label of its mounts
+    #[arg(long, value_name = "L")]
+    label: Option<String>,
+    /// An option of this layer, as size=BYTES or inodes=N
+    #[arg(long = "opt", value_name = "K=V")]
+    options: Vec<String>,
+    /// Its name
+    id: String,
+}
+
 /// Does it. The status is 1 for a layer that `exists` does not find.
 pub fn run(args: &Args, state: &StateArgs) -> Result<u8> {
     let done = work(args, state);
@@ -132,12 +142,7 @@ pub fn run(args: &Args, state: &StateArgs) -> Result<u8> {
 fn work(args: &Args, state: &StateArgs) -> Result<u8> {
     let store = state.open()?;
     match &args.verb {
-        Verb::Create { read_only, parent, label, options, id } => {
-            let parent = parent.as_deref().map(LayerId::new).transpose()?;
-            let spec =
-                Create { read_only: *read_only, label: label.clone(), options: pairs(options)? };
-            store.create(&LayerId::new(id)?, parent.as_ref(), &spec)?;
-        }
+        Verb::Create(creation) => create(&store, creation)?,
         Verb::Apply { id, file } => apply(&store, id, file.as_deref(), state.json)?,
         Verb::Diff { output, id } => diff(&store, &LayerId::new(id)?, output.as_deref())?,
         Verb::Changes { id } => {
@@ -171,6 +176,23 @@ fn work(args: &Args, state: &StateArgs) -> Result<u8> {
         Verb::Ls => list(&store, state.json)?,
     }
     Ok(0)
+}
+
+fn create(store: &Store, wanted: &Creation) -> Result<()> {
+    let id = LayerId::new(&wanted.id)?;
+    let template = wanted.template.as_deref().map(LayerId::new).transpose()?;
+    let own = template.map(|template| store.like(&template)).transpose()?;
+    let (mut parent, mut spec) = own.unwrap_or_default();
+    if let Some(given) = &wanted.parent {
+        parent = Some(LayerId::new(given)?);
+    }
+    spec.read_only = (spec.read_only || wanted.read_only) && !wanted.read_write;
+    if spec.read_only {
+        spec.options.clear();
+    }
+    spec.options.extend(pairs(&wanted.options)?);
+    spec.label = wanted.label.clone().or(spec.label);
+    store.create(&id, parent.as_ref(), &spec)
 }
 
 fn apply(store: &Store, id: &str, file: Option<&Path>, json: bool) -> Result<()> {

@@ -124,23 +124,11 @@ impl Hardlink {
     /// Makes the layer's directory at `new`.
     fn build(&self, new: &Path, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
         layout::make_dir(new, 0o700)?;
-        match parent.map(|parent| Ok::<_, Error>((parent, self.shape(parent)?))).transpose()? {
-            None => layout::make_dir(&new.join("root"), 0o755)?,
-            Some((parent, Shape::Image(root))) => {
-                let upper = new.join("upper");
-                layout::make_dir(&upper, 0o755)?;
-                layout::inherit(&root, &upper)?;
-                write(&new.join("lower-id"), parent.as_str())?;
-                self.share(parent)?;
-            }
-            Some((_, Shape::Container { dir, .. })) => {
-                copy_tree(&dir.join("upper"), &new.join("upper"), false)?;
-                let image = read_id(&dir.join("lower-id"))?;
-                write(&new.join("lower-id"), image.as_ref().map_or("", LayerId::as_str))?;
-            }
+        match &spec.template {
+            Some(template) => self.build_copy(new, template, spec)?,
+            None => self.build_empty(new, parent)?,
         }
         if let Some(parent) = parent {
-            layout::make_dir(&new.join("work"), 0o700)?;
             write(&new.join("parent"), parent.as_str())?;
         }
         if let Some(label) = &spec.label {
@@ -150,6 +138,35 @@ impl Hardlink {
             write(&new.join("shared"), "")?;
         }
         publish::sync_filesystem(new).on("sync", new)
+    }
+
+    /// What a layer has that is a copy of another.
+    fn build_copy(&self, new: &Path, template: &LayerId, spec: &Create) -> Result<()> {
+        match self.shape(template)? {
+            Shape::Image(root) => {
+                // Of two that are never written, files can be the same.
+                let fixed = durable::read(&self.layers.at(template).join("shared"));
+                let link = spec.read_only && fixed.is_ok_and(|text| text.is_empty());
+                copy_tree(&root, &new.join("root"), link)
+            }
+            Shape::Container { dir, .. } => copy_container(&dir, new),
+        }
+    }
+
+    /// What a layer has that begins as `parent` is.
+    fn build_empty(&self, new: &Path, parent: Option<&LayerId>) -> Result<()> {
+        match parent.map(|parent| Ok::<_, Error>((parent, self.shape(parent)?))).transpose()? {
+            None => layout::make_dir(&new.join("root"), 0o755),
+            Some((parent, Shape::Image(root))) => {
+                let upper = new.join("upper");
+                layout::make_dir(&upper, 0o755)?;
+                layout::inherit(&root, &upper)?;
+                write(&new.join("lower-id"), parent.as_str())?;
+                self.share(parent)?;
+                layout::make_dir(&new.join("work"), 0o700)
+            }
+            Some((_, Shape::Container { dir, .. })) => copy_container(&dir, new),
+        }
     }
 
     /// Notes that others are built on an image.
@@ -434,9 +451,17 @@ fn tempfile(dir: &Path) -> Result<File> {
 }
 
 fn copy_tree(from: &Path, to: &Path, link: bool) -> Result<()> {
-    let how = copy::How { link, lose_xattrs: false };
+    let how = copy::How { link, ..copy::How::default() };
     copy::tree(from, to, how)
         .map_err(|failure| Error::io("copy", from.join(failure.path), failure.error))
+}
+
+/// Copies what makes the layer in `dir` a container, with scratch space of its own.
+fn copy_container(dir: &Path, new: &Path) -> Result<()> {
+    copy_tree(&dir.join("upper"), &new.join("upper"), false)?;
+    let image = read_id(&dir.join("lower-id"))?;
+    write(&new.join("lower-id"), image.as_ref().map_or("", LayerId::as_str))?;
+    layout::make_dir(&new.join("work"), 0o700)
 }
 
 fn read_id(path: &Path) -> Result<Option<LayerId>> {

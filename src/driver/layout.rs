@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use plyfs_fuse::owner::OVERRIDE_NAMES;
 
 use super::shelf::Shelf;
-use super::{Create, LayerId, Parts, Quota, limits};
+use super::{Create, LayerId, Parts, Quota, limits, options};
 use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::quota::{self, Projects, State};
@@ -44,6 +44,9 @@ const READ_ONLY: &[u8] = b"read-only";
 const HAS_CHILDREN: &[u8] = b"has children";
 /// Content that is being made inside a layer.
 pub(super) const FRESH: &str = "diff.new";
+/// What the kernel's overlay calls one upper directory by, which a copy is not.
+const UPPER_ONLY: [&str; 2] = ["trusted.overlay.uuid", "user.overlay.uuid"];
+
 /// A directory of layers.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
@@ -121,7 +124,7 @@ impl Layout {
         Ok(layers)
     }
 
-    /// Makes an empty layer.
+    /// Makes a layer, empty or a copy.
     pub(super) fn create(
         &self,
         id: &LayerId,
@@ -133,7 +136,7 @@ impl Layout {
         let links = self.home().join(LINKS);
         let link = links.join(&short);
         let made = self.shelf.publish(id, |new| {
-            self.build(new, &short, parent, (spec, limits))?;
+            self.build((id, new), &short, parent, (spec, limits))?;
             let to = Path::new("..").join(id.as_str()).join("diff");
             change::symlink(&to, &link).on("create", &link)?;
             publish::sync_dir(&links).on("sync", &links)
@@ -148,7 +151,7 @@ impl Layout {
     /// Makes the layer's directory under another name.
     fn build(
         &self,
-        new: &Path,
+        (id, new): (&LayerId, &Path),
         short: &str,
         parent: Option<&LayerId>,
         (spec, limits): (&Create, Quota),
@@ -160,8 +163,10 @@ impl Layout {
         if let Some(parent) = parent {
             let below = self.below(parent)?;
             write(&new.join("lower"), below.join(":").as_bytes())?;
-            inherit(&self.dir(parent)?.join("diff"), &diff)?;
-            publish::sync_dir(&diff).on("sync", &diff)?;
+            if spec.template.is_none() {
+                inherit(&self.dir(parent)?.join("diff"), &diff)?;
+                publish::sync_dir(&diff).on("sync", &diff)?;
+            }
             self.commit(parent)?;
         }
         let mounted = parent.is_some() || self.records || !limits.is_none();
@@ -172,7 +177,13 @@ impl Layout {
             make_dir(&new.join("empty"), 0o755)?;
         }
         if !spec.read_only {
-            self.limit_new(new, limits)?;
+            self.assign(new)?;
+        }
+        if let Some(template) = &spec.template {
+            self.copy(template, &diff)?;
+        }
+        if !spec.read_only {
+            self.limit_new((id, new), spec.template.is_some(), limits)?;
         }
         if let Some(label) = &spec.label {
             write(&new.join("label"), label.as_bytes())?;
@@ -183,13 +194,33 @@ impl Layout {
         publish::sync_dir(new).on("sync", new)
     }
 
-    /// Limits a layer that has nothing in it yet. Where there are projects each layer has one, so that it can be limited later:
-    /// what it holds then stays where it is.
-    fn limit_new(&self, new: &Path, limits: Quota) -> Result<()> {
+    /// Puts a layer that has nothing in it yet into a project. Where there are projects each layer has one, so that it can be
+    /// limited later: what it holds then stays where it is.
+    fn assign(&self, new: &Path) -> Result<()> {
+        let Ok(projects) = self.projects() else { return Ok(()) };
+        let (diff, work) = (new.join("diff"), new.join("work"));
+        let dirs = [diff.as_path(), work.as_path()];
+        projects.assign(&dirs[..if work.is_dir() { 2 } else { 1 }])
+    }
+
+    /// Copies what a layer itself holds into an empty directory.
+    fn copy(&self, template: &LayerId, to: &Path) -> Result<()> {
+        let from = self.dir(template)?.join("diff");
+        let how = copy::How { without: &UPPER_ONLY, ..copy::How::default() };
+        copy::content(&from, to, how)
+            .map_err(|failure| Error::io("copy", from.join(failure.path), failure.error))?;
+        publish::sync_filesystem(to).on("sync", to)
+    }
+
+    /// Limits a layer that is whole but for its name, in which there is nothing or a copy.
+    fn limit_new(&self, (id, new): (&LayerId, &Path), is_copy: bool, limits: Quota) -> Result<()> {
+        let diff = new.join("diff");
+        if is_copy && !limits.is_none() {
+            let state = self.projects().map_or(Ok(None), |projects| projects.state(&diff))?;
+            let used = state.map_or_else(|| usage(&diff), |state| Ok(state.usage))?;
+            options::check_copy(id, "template", limits, used)?;
+        }
         if let Ok(projects) = self.projects() {
-            let (diff, work) = (new.join("diff"), new.join("work"));
-            let dirs = [diff.as_path(), work.as_path()];
-            projects.assign(&dirs[..if work.is_dir() { 2 } else { 1 }])?;
             projects.limit(&diff, limits)?;
         }
         if limits.is_none() { Ok(()) } else { limits::write(new, limits) }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Create, LayerId, Quota};
+use super::{Create, LayerId, Quota, Usage};
 use crate::doctor::filesystem;
 use crate::error::{Error, Result};
 
@@ -137,6 +137,17 @@ pub(super) fn check_kept<T>(
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a new layer that begins as a copy of `what` keeps its limits.
+pub(super) fn check_copy(id: &LayerId, what: &str, limits: Quota, usage: Usage) -> Result<()> {
+    let over = |limit: Option<u64>, used: u64| limit.is_some_and(|limit| used > limit);
+    let Usage { bytes, inodes } = usage;
+    if over(limits.bytes, bytes) || over(limits.inodes, inodes) {
+        let why = format!("the copy of its {what} takes {bytes} bytes and {inodes} inodes");
+        return Err(Error::invalid(format!("limits of layer '{id}'"), why));
+    }
+    Ok(())
 }
 
 /// What a status says of quota: who keeps limits, or who does `otherwise`, and why.

@@ -88,21 +88,16 @@ impl Vfs {
 
     /// Limits a new layer that is whole. It was made without limits: not everybody is held to them, and whoever is
     /// learns more from this than from a copy that ends in the middle.
-    fn limit_new(&self, id: &LayerId, new: &Path, limits: Quota) -> Result<()> {
+    fn limit_new(&self, id: &LayerId, new: &Path, what: &str, limits: Quota) -> Result<()> {
         let Ok(projects) = self.layers.projects() else { return Ok(()) };
         let Some(State { usage, .. }) = projects.state(new)? else { return Ok(()) };
-        let over = |limit: Option<u64>, used: u64| limit.is_some_and(|limit| used > limit);
-        if over(limits.bytes, usage.bytes) || over(limits.inodes, usage.inodes) {
-            let Usage { bytes, inodes } = usage;
-            let why = format!("the copy of its parent takes {bytes} bytes and {inodes} inodes");
-            return Err(Error::invalid(format!("limits of layer '{id}'"), why));
-        }
+        options::check_copy(id, what, limits, usage)?;
         projects.limit(new, limits)
     }
 
     /// Copies into an empty directory.
     fn copy(&self, from: &Path, to: &Path, link: bool) -> Result<()> {
-        let how = copy::How { link, lose_xattrs: self.lose_xattrs };
+        let how = copy::How { link, lose_xattrs: self.lose_xattrs, ..copy::How::default() };
         copy::content(from, to, how).map_err(|failure| {
             let path = from.join(failure.path);
             match failure.error.kind() {
@@ -133,15 +128,17 @@ impl Driver for Vfs {
         self.check_limits(limits)?;
         self.layers.publish(id, |new| {
             self.make(new, spec.read_only)?;
-            if let Some(parent) = parent {
-                self.copy(&self.dir(parent)?, new, false)?;
+            // A template holds all of its parents.
+            if let Some(from) = spec.template.as_ref().or(parent) {
+                self.copy(&self.dir(from)?, new, false)?;
             }
             if let Some(label) = &spec.label {
                 let set = change::set_xattr(new, "security.selinux", label.as_bytes());
                 set.on("set the label of", new)?;
             }
             publish::sync_filesystem(new).on("sync", new)?;
-            self.limit_new(id, new, limits)
+            let what = if spec.template.is_some() { "template" } else { "parent" };
+            self.limit_new(id, new, what, limits)
         })
     }
 
@@ -195,7 +192,7 @@ impl Driver for Vfs {
                 deletions: Deletions::Remove,
             };
             let applied = fill::fill(target, archive, limits, split)?;
-            self.limit_new(id, new, limited.unwrap_or_default().limits)?;
+            self.limit_new(id, new, "parent", limited.unwrap_or_default().limits)?;
             Ok(applied)
         })
     }

@@ -34,9 +34,12 @@ pub struct Record {
     /// Its own options, as given.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
-    /// The archive it was filled from.
+    /// The archive it was filled from, or the layer that it is a copy of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
+    /// The layer that it began as a copy of; that one may be gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
 }
 
 /// The archive that a layer was filled from.
@@ -65,6 +68,7 @@ impl Record {
             label: None,
             options: BTreeMap::new(),
             content: None,
+            template: None,
         }
     }
 

@@ -181,8 +181,12 @@ impl Store {
     }
 }
 
-/// When a layer's storage was there, or a moment later.
+/// When a layer's storage was there as its parent is, or a moment later. That of a copy never was: all its inodes are new, and
+/// do not tell what had changed in its template.
 fn made(record: &Record) -> Option<i64> {
+    if record.template.is_some() {
+        return Some(i64::MIN);
+    }
     i64::try_from(record.created).ok()
 }
 

@@ -64,6 +64,19 @@ pub fn symlink(target: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, link)
 }
 
+/// Makes a further name for a file, or a copy where the filesystem gives none; the copy is on disk when this returns.
+pub fn link(from: &Path, to: &Path) -> io::Result<()> {
+    point()?;
+    match std::fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+        Err(_) => {
+            std::fs::copy(from, to)?;
+            File::open(to)?.sync_all()
+        }
+        done => done,
+    }
+}
+
 /// Makes a file, open for reading and writing, where nothing is.
 pub fn create_new(path: &Path) -> io::Result<File> {
     point()?;

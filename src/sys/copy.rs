@@ -25,6 +25,8 @@ pub struct How {
     pub link: bool,
     /// Extended attributes that the target does not take are left out.
     pub lose_xattrs: bool,
+    /// Extended attributes that are left out whatever they say.
+    pub without: &'static [&'static str],
 }
 
 /// What went wrong, and at which path beneath the root.
@@ -253,7 +255,7 @@ fn attributes(
 
 fn xattrs((from, to): (BorrowedFd<'_>, BorrowedFd<'_>), name: &OsStr, how: How) -> io::Result<()> {
     let wanted = tree::xattr_names(from, name)?;
-    for key in &wanted {
+    for key in wanted.iter().filter(|key| !how.without.iter().any(|left| key == left)) {
         let Some(value) = tree::xattr(from, name, key)? else { continue };
         match set_xattr(to, name, key, &value) {
             // A security module gives every new file its own.

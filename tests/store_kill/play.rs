@@ -200,7 +200,7 @@ impl Play {
     }
 
     /// Nothing is wrong, and what has an archive gives it back.
-    fn sound(&self, what: &str) {
+    pub fn sound(&self, what: &str) {
         let Some(library) = &self.library else {
             self.plyfs(&["check"]).succeeds().says("nothing wrong");
             return;
@@ -210,7 +210,8 @@ impl Play {
         for record in library.list().unwrap().iter().filter(|record| record.content.is_some()) {
             let mut bytes = Vec::new();
             library.diff(&id(&record.id), &mut bytes).unwrap();
-            let same = bytes == fs::read(self.archive(&record.id)).unwrap();
+            let filled = record.template.as_ref().unwrap_or(&record.id);
+            let same = bytes == fs::read(self.archive(filled)).unwrap();
             assert!(same, "{what}: the archive of '{}' is another", record.id);
         }
     }

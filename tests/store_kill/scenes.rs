@@ -149,6 +149,25 @@ pub const ALL: &[Scene] = &[
         verify: is_there_or_can_be_made,
     },
     Scene {
+        name: "create from a template",
+        on: always,
+        prepare: |play| {
+            play.remove("copy");
+            filled_x(play);
+        },
+        words: |_| words(&["layer", "create", "--template", "x", "copy"]),
+        driver: Play::own_driver,
+        opening: false,
+        least: 15,
+        verify: |play| {
+            if play.library().find(&id("copy")).unwrap().is_none() {
+                play.plyfs(&["layer", "create", "--template", "x", "copy"]).succeeds();
+            }
+            play.sound("the copy");
+            play.remove("copy");
+        },
+    },
+    Scene {
         name: "apply",
         on: always,
         prepare: empty_x,
