@@ -31,6 +31,7 @@ use crate::layer::apply::{Applied, Limits};
 use crate::mount::plan::Mount;
 use crate::mount::table;
 pub use crate::quota::{Quota, Usage};
+pub use crate::sys::Ids;
 use crate::sys::{self, change};
 
 /// The longest name of a layer: it becomes the name of a directory beside which others get longer ones.
@@ -88,6 +89,8 @@ pub struct Create {
     /// It begins as a copy of this layer, of what that holds itself, and lies on the same parent. Nobody may change the
     /// template meanwhile.
     pub template: Option<LayerId>,
+    /// The copy has other owners. Then it lies on a copy of the template's parent, with the same ids.
+    pub ids: Ids,
 }
 
 /// How a layer is to be mounted.

@@ -95,7 +95,7 @@ impl Store {
             self.settle_names(parent)?;
         }
         if let Some(template) = &spec.template {
-            seen.template = Some(self.may_copy(template, parent)?);
+            seen.template = Some(self.may_copy(template, &seen, spec)?);
         }
         Ok(seen)
     }
@@ -397,7 +397,7 @@ impl Store {
                     read_only: record.read_only,
                     label: record.label,
                     options: record.options,
-                    template: None,
+                    ..Create::default()
                 };
                 self.driver.remove(id)?;
                 self.driver.create(id, parent.as_ref(), &spec)

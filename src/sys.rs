@@ -5,6 +5,7 @@
 pub mod change;
 pub mod context;
 pub mod copy;
+mod ids;
 mod lock;
 mod mount;
 pub mod probe;
@@ -16,6 +17,7 @@ pub mod trash;
 pub mod tree;
 pub mod unpack;
 
+pub use ids::Ids;
 pub use lock::lock_file;
 pub use mount::{
     NewFlags, bind, bind_read_only, bind_recursive, make_private, make_read_only, mount_empty,

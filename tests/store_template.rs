@@ -226,7 +226,92 @@ fn limits_hold_for_a_copy(store: &driver_kit::Store) {
     }
 }
 
+/// The ids of the tests' own user become these.
+const IDS: [&str; 4] = ["--uidmap", "0:1000:10:20:30:1", "--gidmap", "0:2000:10"];
+
+fn owners(store: &Box_<'_>, name: &str) -> String {
+    in_view(store, name, "find . -exec stat -c '%u:%g' {} + | sort -u")
+}
+
+fn with_other_ids(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let create = |words: &[&str]| store.plyfs(&[&["layer", "create"], words].concat());
+    store.fill("base", None, &rich(store.0));
+    store.fill("x", Some("base"), &on_top(store.0));
+    let shift = |words: &[&str]| create(&[&IDS, words].concat());
+    shift(&["--template", "x", "y"]).exits(1).complains("lies on layer 'base', whose owners stay");
+    shift(&["--template", "base", "other"]).succeeds();
+    create(&["--parent", "other", "--template", "x", "--uidmap", "0:1000:10", "y"])
+        .exits(1)
+        .complains("whose owners stay");
+    shift(&["--parent", "other", "--template", "x", "y"]).succeeds();
+    for (name, parent) in [("was", "x"), ("is", "y")] {
+        create(&["--parent", parent, name]).succeeds();
+    }
+    assert_eq!(
+        (owners(&store, "was"), owners(&store, "is")),
+        ("0:0\n".into(), "1000:2000\n".into())
+    );
+    let look = "find . | sort; cat a d/n; stat -c '%a %Y' a m e sparse";
+    assert_eq!(in_view(&store, "is", look), in_view(&store, "was", look));
+    let mode = store.0.own("other").join("d/b").symlink_metadata().unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o4751);
+    for (of, copy) in [("base", "other"), ("x", "y")] {
+        let changes = |name| store.does(&["layer", "changes", name]).stdout;
+        assert_eq!(changes(copy), changes(of));
+        // Its archive said something else.
+        assert_ne!(diff(&store, copy), diff(&store, of));
+    }
+    store.does(&["check"]).says("nothing wrong");
+    store.does(&["driver", "status"]).says("Supports shifting: by copies of a template");
+}
+
+fn ids_that_no_copy_can_have_are_refused(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let create = |words: &[&str]| store.plyfs(&[&["layer", "create"], words].concat());
+    store.fill("base", None, &rich(store.0));
+    let to = ["--template", "base", "new"];
+    create(&[&["--uidmap", "5:1000:1"], &to[..]].concat())
+        .exits(1)
+        .complains("its user 0 is in no range of the map of users");
+    create(&[&["--gidmap", "0:1"], &to[..]].concat()).exits(2).complains("are not triples");
+    create(&["--uidmap", "0:1:1", "new"]).exits(2).complains("--template");
+    let left = store.does(&["--json", "layer", "ls"]).stdout;
+    assert!(!left.contains("\"new\""), "{left}");
+    store.does(&["check"]).says("nothing wrong");
+    let root = fs::read_dir(store.0.driver.home()).unwrap();
+    let names = root.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(!names.into_iter().any(|name| name.starts_with(".new-")));
+}
+
+/// Symlinks bear no attributes of an ordinary user: what his mounts know of their owners lies beside the layer.
+fn owners_of_symlinks(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.does(&["layer", "create", "--opt", "inodes=1000", "box"]);
+    let look = |name: &str, script: &str| {
+        let mount = ["layer", "mount", "-o", "xattr_permissions=2", name];
+        let path = store.does(&mount).stdout;
+        let cmd =
+            Cmd::new("sh").args(["-ec", &format!("cd \"$1\"; {script}"), "sh", path.trim_end()]);
+        let said = cmd.succeeds().stdout;
+        store.does(&["layer", "umount", name]);
+        said
+    };
+    look("box", "mkdir d; ln -s gone d/l; chown -h 5:6 d/l; ln d/l m; ln -s gone n");
+    store.does(&["layer", "create", "--template", "box", "copy"]);
+    let seen = look("box", "stat -c %u:%g d/l m n");
+    assert_eq!(seen, "5:6\n5:6\n0:0\n");
+    assert_eq!(look("copy", "stat -c %u:%g d/l m n"), seen);
+}
+
+#[test]
+fn owners_of_symlinks_are_kept() {
+    driver_kit::with(crate::this_test!(), "fuse-overlay", true, owners_of_symlinks);
+}
+
 every_driver! {
+    other_ids, with_other_ids;
+    refused_ids, ids_that_no_copy_can_have_are_refused;
     applied, of_an_applied_layer;
     written, of_a_written_layer;
     alone, of_a_layer_without_a_parent;

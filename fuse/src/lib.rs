@@ -69,6 +69,7 @@ pub use error::{Error, Result};
 pub use hardlink::settle;
 pub use options::Options;
 pub use session::{Session, mount};
+pub use side::marks_name;
 pub use stats::Counters;
 
 use dirfd::{DirFds, OpenData};

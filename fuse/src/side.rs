@@ -19,13 +19,18 @@ use crate::whiteout::{self, Marks, Space};
 /// Every mark that is kept here.
 const KEYS: [&str; 4] = ["origin", "nlink", "nlink.lower", "override"];
 
-fn record(dir: BorrowedFd<'_>, name: &OsStr, key: &str) -> io::Result<OsString> {
+/// What all marks of an object are called, before the dot and the mark's own name.
+pub fn marks_name(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<String> {
     let handle = sys::file_handle(dir, name)?;
     let mut record = format!("{:02x}", handle.kind);
     for byte in handle.bytes {
         record.push_str(&format!("{byte:02x}"));
     }
-    Ok(OsString::from(format!("{record}.{key}")))
+    Ok(record)
+}
+
+fn record(dir: BorrowedFd<'_>, name: &OsStr, key: &str) -> io::Result<OsString> {
+    Ok(OsString::from(format!("{}.{key}", marks_name(dir, name)?)))
 }
 
 /// Sets a mark as an xattr, or here where the object takes none.

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+use plyfs_fuse::options::IdMap;
+
 use super::progress;
 use super::state::{StateArgs, pairs};
 use crate::driver::{LayerId, MountOptions};
@@ -122,6 +124,12 @@ struct Creation {
     /// Write to it, though its template is read-only
     #[arg(long, requires = "template", conflicts_with = "read_only")]
     read_write: bool,
+    /// Users that the copy has in the place of its template's: FROM:TO:LENGTH, further ones after a colon
+    #[arg(long, value_name = "MAP", requires = "template", value_parser = IdMap::parse)]
+    uidmap: Option<IdMap>,
+    /// The same for groups
+    #[arg(long, value_name = "MAP", requires = "template", value_parser = IdMap::parse)]
+    gidmap: Option<IdMap>,
     /// The SELinux label of its mounts
     #[arg(long, value_name = "L")]
     label: Option<String>,
@@ -191,6 +199,8 @@ fn create(store: &Store, wanted: &Creation) -> Result<()> {
         spec.options.clear();
     }
     spec.options.extend(pairs(&wanted.options)?);
+    spec.ids.users = wanted.uidmap.clone().unwrap_or_default();
+    spec.ids.groups = wanted.gidmap.clone().unwrap_or_default();
     spec.label = wanted.label.clone().or(spec.label);
     store.create(&id, parent.as_ref(), &spec)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::Driver;
 use super::layered::{HOME, Layered, Trial, try_with_room};
 use super::layout::Layout;
-use super::options::{Config, refuse_backing, told};
+use super::options::{Config, refuse_backing, told, told_shifting};
 use crate::doctor::{filesystem, namespace};
 use crate::error::{Context, Error, Result};
 use crate::mount::plan::{self, Kind};
@@ -43,6 +43,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         ("Backing Filesystem", filesystem::name(&config.root)),
         ("Supports d_type", typed.to_string()),
         ("Native Overlay Diff", true.to_string()),
+        ("Supports shifting", told_shifting()),
         ("Owners kept in attributes", records.to_string()),
         ("Quota", told(layout.projects(), "bytes and inodes, kept by the mount")),
     ];

@@ -21,8 +21,8 @@ use super::layered::{module_says, refuse_full, try_with_room};
 use super::options::{self, Config, refuse_backing};
 use super::shelf::Shelf;
 use super::{
-    Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View, layout,
-    overlay2,
+    Create, Diffing, Driver, FileGetter, Ids, LayerId, MountOptions, Parts, Quota, Usage, View,
+    layout, overlay2,
 };
 use crate::doctor::filesystem;
 use crate::durable;
@@ -125,7 +125,7 @@ impl Hardlink {
     fn build(&self, new: &Path, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
         layout::make_dir(new, 0o700)?;
         match &spec.template {
-            Some(template) => self.build_copy(new, template, spec)?,
+            Some(template) => self.build_copy(new, (parent, template), spec)?,
             None => self.build_empty(new, parent)?,
         }
         if let Some(parent) = parent {
@@ -141,15 +141,36 @@ impl Hardlink {
     }
 
     /// What a layer has that is a copy of another.
-    fn build_copy(&self, new: &Path, template: &LayerId, spec: &Create) -> Result<()> {
+    fn build_copy(
+        &self,
+        new: &Path,
+        (parent, template): (Option<&LayerId>, &LayerId),
+        spec: &Create,
+    ) -> Result<()> {
+        let ids = options::ids(spec)?;
         match self.shape(template)? {
             Shape::Image(root) => {
                 // Of two that are never written, files can be the same.
                 let fixed = durable::read(&self.layers.at(template).join("shared"));
-                let link = spec.read_only && fixed.is_ok_and(|text| text.is_empty());
-                copy_tree(&root, &new.join("root"), link)
+                let link =
+                    spec.read_only && ids.is_none() && fixed.is_ok_and(|text| text.is_empty());
+                copy_tree(&root, &new.join("root"), link, ids)
             }
-            Shape::Container { dir, .. } => copy_container(&dir, new),
+            Shape::Container { dir, .. } => {
+                let image = match (ids, parent) {
+                    (Some(_), Some(parent)) => self.image_of(parent)?,
+                    _ => read_id(&dir.join("lower-id"))?,
+                };
+                copy_container(&dir, new, image.as_ref(), ids)
+            }
+        }
+    }
+
+    /// The image that a container on `parent` lies on.
+    fn image_of(&self, parent: &LayerId) -> Result<Option<LayerId>> {
+        match self.shape(parent)? {
+            Shape::Image(_) => self.share(parent).map(|()| Some(parent.clone())),
+            Shape::Container { dir, .. } => read_id(&dir.join("lower-id")),
         }
     }
 
@@ -165,7 +186,10 @@ impl Hardlink {
                 self.share(parent)?;
                 layout::make_dir(&new.join("work"), 0o700)
             }
-            Some((_, Shape::Container { dir, .. })) => copy_container(&dir, new),
+            Some((_, Shape::Container { dir, .. })) => {
+                let image = read_id(&dir.join("lower-id"))?;
+                copy_container(&dir, new, image.as_ref(), None)
+            }
         }
     }
 
@@ -197,7 +221,7 @@ impl Hardlink {
 
     /// Makes at `root` the tree that a container shows, whose files are its image's as far as it has not changed them.
     fn build_tree(&self, id: &LayerId, image: &Path, upper: &Path, root: &Path) -> Result<()> {
-        copy_tree(image, root, true)?;
+        copy_tree(image, root, true, None)?;
         if self.diffing(id)? == Diffing::Native {
             return Ok(());
         }
@@ -336,7 +360,7 @@ impl Driver for Hardlink {
             Shape::Image(root) => {
                 refuse_full(id, &root)?;
                 return self.layers.replace(&root, |new| {
-                    copy_tree(&root, new, false)?;
+                    copy_tree(&root, new, false, None)?;
                     fill::fill(whole(new), archive, limits, split)
                 });
             }
@@ -401,6 +425,7 @@ impl Driver for Hardlink {
         vec![
             ("Backing Filesystem", self.backing.clone()),
             ("Supports d_type", true.to_string()),
+            ("Supports shifting", options::told_shifting()),
             ("Quota", "refused: files are shared between layers".to_owned()),
         ]
     }
@@ -450,17 +475,21 @@ fn tempfile(dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn copy_tree(from: &Path, to: &Path, link: bool) -> Result<()> {
-    let how = copy::How { link, ..copy::How::default() };
+fn copy_tree(from: &Path, to: &Path, link: bool, ids: Option<&Ids>) -> Result<()> {
+    let how = copy::How { link, ids, ..copy::How::default() };
     copy::tree(from, to, how)
         .map_err(|failure| Error::io("copy", from.join(failure.path), failure.error))
 }
 
-/// Copies what makes the layer in `dir` a container, with scratch space of its own.
-fn copy_container(dir: &Path, new: &Path) -> Result<()> {
-    copy_tree(&dir.join("upper"), &new.join("upper"), false)?;
-    let image = read_id(&dir.join("lower-id"))?;
-    write(&new.join("lower-id"), image.as_ref().map_or("", LayerId::as_str))?;
+/// Copies what makes the layer in `dir` a container, to lie on `image`, with scratch space of its own.
+fn copy_container(
+    dir: &Path,
+    new: &Path,
+    image: Option<&LayerId>,
+    ids: Option<&Ids>,
+) -> Result<()> {
+    copy_tree(&dir.join("upper"), &new.join("upper"), false, ids)?;
+    write(&new.join("lower-id"), image.map_or("", LayerId::as_str))?;
     layout::make_dir(&new.join("work"), 0o700)
 }
 

@@ -19,6 +19,7 @@
 //! and nothing else does.
 
 mod sweep;
+mod template;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -44,9 +45,6 @@ const READ_ONLY: &[u8] = b"read-only";
 const HAS_CHILDREN: &[u8] = b"has children";
 /// Content that is being made inside a layer.
 pub(super) const FRESH: &str = "diff.new";
-/// What the kernel's overlay calls one upper directory by, which a copy is not.
-const UPPER_ONLY: [&str; 2] = ["trusted.overlay.uuid", "user.overlay.uuid"];
-
 /// A directory of layers.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
@@ -180,7 +178,7 @@ impl Layout {
             self.assign(new)?;
         }
         if let Some(template) = &spec.template {
-            self.copy(template, &diff)?;
+            template::copy(&self.dir(template)?, new, options::ids(spec)?)?;
         }
         if !spec.read_only {
             self.limit_new((id, new), spec.template.is_some(), limits)?;
@@ -201,15 +199,6 @@ impl Layout {
         let (diff, work) = (new.join("diff"), new.join("work"));
         let dirs = [diff.as_path(), work.as_path()];
         projects.assign(&dirs[..if work.is_dir() { 2 } else { 1 }])
-    }
-
-    /// Copies what a layer itself holds into an empty directory.
-    fn copy(&self, template: &LayerId, to: &Path) -> Result<()> {
-        let from = self.dir(template)?.join("diff");
-        let how = copy::How { without: &UPPER_ONLY, ..copy::How::default() };
-        copy::content(&from, to, how)
-            .map_err(|failure| Error::io("copy", from.join(failure.path), failure.error))?;
-        publish::sync_filesystem(to).on("sync", to)
     }
 
     /// Limits a layer that is whole but for its name, in which there is nothing or a copy.

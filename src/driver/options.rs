@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Create, LayerId, Quota, Usage};
+use super::{Create, Ids, LayerId, Quota, Usage};
 use crate::doctor::filesystem;
 use crate::error::{Error, Result};
 
@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 const SMALLEST: u64 = 4096;
 /// The fewest inodes with which a layer in a project can be mounted and hold anything.
 const FEWEST: u64 = 8;
+
+/// What setting owners takes.
+const NO_IDS: &str = "needs CAP_CHOWN and several ids: root, or a user namespace of newuidmap";
 
 /// What a driver is opened with.
 #[derive(Clone, Debug, Default)]
@@ -136,6 +139,28 @@ pub(super) fn check_kept<T>(
             Err(no_quota(name, why))
         }
         _ => Ok(()),
+    }
+}
+
+/// The ids that the copy of a template gets, if it gets others.
+pub(super) fn ids(spec: &Create) -> Result<Option<&Ids>> {
+    if spec.ids.is_none() {
+        return Ok(None);
+    }
+    if spec.template.is_none() {
+        return Err(Error::invalid("other ids", "are those of a copy, which needs a template"));
+    }
+    match super::can_set_owners() {
+        true => Ok(Some(&spec.ids)),
+        false => Err(Error::unsupported("layer with other ids", NO_IDS)),
+    }
+}
+
+/// What a status says of layers with other ids.
+pub(super) fn told_shifting() -> String {
+    match super::can_set_owners() {
+        true => "by copies of a template".to_owned(),
+        false => format!("none ({NO_IDS})"),
     }
 }
 

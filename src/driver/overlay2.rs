@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use super::Driver;
 use super::layered::{HOME, Layered, Trial, module_says, try_with_room};
 use super::layout::Layout;
-use super::options::{Config, refuse_backing, told};
+use super::options::{Config, refuse_backing, told, told_shifting};
 use crate::doctor::{filesystem, overlay};
 use crate::error::{Context, Error, Result};
 use crate::mount::plan::{self, Kind, Mount};
@@ -47,6 +47,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         ("Supports d_type", typed.to_string()),
         ("Using metacopy", metacopy.to_string()),
         ("Native Overlay Diff", true.to_string()),
+        ("Supports shifting", told_shifting()),
         ("userxattr", user.to_string()),
         ("Quota", told(layout.projects(), "none")),
     ];

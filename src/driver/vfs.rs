@@ -8,7 +8,8 @@ use super::fill::{self, Deletions, Files, Target};
 use super::options::{self, Config};
 use super::shelf::Shelf;
 use super::{
-    Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View, layout,
+    Create, Diffing, Driver, FileGetter, Ids, LayerId, MountOptions, Parts, Quota, Usage, View,
+    layout,
 };
 use crate::doctor::filesystem;
 use crate::error::{Context, Error, Result};
@@ -96,8 +97,8 @@ impl Vfs {
     }
 
     /// Copies into an empty directory.
-    fn copy(&self, from: &Path, to: &Path, link: bool) -> Result<()> {
-        let how = copy::How { link, lose_xattrs: self.lose_xattrs, ..copy::How::default() };
+    fn copy(&self, from: &Path, to: &Path, link: bool, ids: Option<&Ids>) -> Result<()> {
+        let how = copy::How { link, lose_xattrs: self.lose_xattrs, ids, ..copy::How::default() };
         copy::content(from, to, how).map_err(|failure| {
             let path = from.join(failure.path);
             match failure.error.kind() {
@@ -126,11 +127,12 @@ impl Driver for Vfs {
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
         let limits = options::limits(spec, self.limits)?;
         self.check_limits(limits)?;
+        let ids = options::ids(spec)?;
         self.layers.publish(id, |new| {
             self.make(new, spec.read_only)?;
             // A template holds all of its parents.
             if let Some(from) = spec.template.as_ref().or(parent) {
-                self.copy(&self.dir(from)?, new, false)?;
+                self.copy(&self.dir(from)?, new, false, ids)?;
             }
             if let Some(label) = &spec.label {
                 let set = change::set_xattr(new, "security.selinux", label.as_bytes());
@@ -185,7 +187,7 @@ impl Driver for Vfs {
             self.make(new, limited.is_none())?;
             // The names are new and the files are not: an archive replaces files and never changes one. In a project it
             // has copies, which a file cannot share with that of the old ones.
-            self.copy(&dir, new, true)?;
+            self.copy(&dir, new, true, None)?;
             let target = Target {
                 root: new.to_path_buf(),
                 lowers: Vec::new(),
@@ -229,7 +231,11 @@ impl Driver for Vfs {
 
     fn status(&self) -> Vec<(&'static str, String)> {
         let quota = options::told(self.layers.projects(), "none");
-        let mut facts = vec![("Backing Filesystem", self.backing.clone()), ("Quota", quota)];
+        let mut facts = vec![
+            ("Backing Filesystem", self.backing.clone()),
+            ("Supports shifting", options::told_shifting()),
+            ("Quota", quota),
+        ];
         if self.lose_xattrs {
             facts.push(("Extended file attributes", "best-effort".to_owned()));
         }

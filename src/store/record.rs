@@ -40,6 +40,12 @@ pub struct Record {
     /// The layer that it began as a copy of; that one may be gone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
+    /// The ids that it got in the place of its template's, as triples of first old, first new and length.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid_map: String,
+    /// The same of groups.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub gid_map: String,
 }
 
 /// The archive that a layer was filled from.
@@ -69,6 +75,8 @@ impl Record {
             options: BTreeMap::new(),
             content: None,
             template: None,
+            uid_map: String::new(),
+            gid_map: String::new(),
         }
     }
 

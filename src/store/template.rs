@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::{Record, SPLIT, Store, changing, mounted};
-use crate::driver::{Create, LayerId};
+use crate::driver::{Create, Ids, LayerId};
 use crate::error::{Context, Error, Result};
 use crate::sys::change;
 
@@ -27,18 +27,20 @@ impl Store {
             label: record.label,
             options: limits.map(|(key, limit)| (key.to_owned(), limit.to_string())).collect(),
             template: Some(template.clone()),
+            ids: Ids::default(),
         };
         Ok((record.parent.as_deref().map(LayerId::new).transpose()?, spec))
     }
 
-    /// The record of a layer that can be copied now, to lie on `parent`.
-    pub(super) fn may_copy(&self, template: &LayerId, parent: Option<&LayerId>) -> Result<Record> {
+    /// The record of a layer that can be copied now, to lie on the parent that was `seen`.
+    pub(super) fn may_copy(
+        &self,
+        template: &LayerId,
+        seen: &Sources,
+        spec: &Create,
+    ) -> Result<Record> {
         let record = self.at_rest(template)?;
-        if record.parent.as_deref() != parent.map(LayerId::as_str) {
-            let why = match &record.parent {
-                Some(own) => format!("lies on layer '{own}', and so does a copy of it"),
-                None => "lies on no other, and neither does a copy of it".to_owned(),
-            };
+        if let Some(why) = misplaced(&record, seen.parent.as_ref(), &spec.ids) {
             return Err(Error::invalid(format!("template '{template}'"), why));
         }
         self.refuse_written(template, &record)?;
@@ -70,8 +72,10 @@ impl Store {
         }
         self.refuse_written(template, seen)?;
         record.template = Some(template.to_string());
-        // What can be written need not stay what the archive was.
-        record.content = seen.content.clone().filter(|_| record.read_only);
+        (record.uid_map, record.gid_map) = texts(&spec.ids);
+        // What can be written, or has other owners, is not what the archive said.
+        let same = record.read_only && spec.ids.is_none();
+        record.content = seen.content.clone().filter(|_| same);
         Ok(())
     }
 
@@ -85,4 +89,27 @@ impl Store {
             other => other.on("link", &from),
         }
     }
+}
+
+/// Why a copy of a layer cannot lie on `parent`.
+fn misplaced(template: &Record, parent: Option<&Record>, ids: &Ids) -> Option<String> {
+    let found = parent.map(|parent| parent.id.as_str());
+    let Some(own) = &template.parent else {
+        return found.map(|_| "lies on no other, and neither does a copy of it".to_owned());
+    };
+    if ids.is_none() {
+        let same = found == Some(own);
+        return (!same).then(|| format!("lies on layer '{own}', and so does a copy of it"));
+    }
+    let is_like = |parent: &Record| {
+        let maps = (parent.uid_map.clone(), parent.gid_map.clone());
+        parent.template.as_ref() == Some(own) && maps == texts(ids)
+    };
+    (!parent.is_some_and(is_like)).then(|| {
+        format!("lies on layer '{own}', whose owners stay; copy that with the same ids, and name the copy as the parent")
+    })
+}
+
+fn texts(ids: &Ids) -> (String, String) {
+    (ids.users.to_string(), ids.groups.to_string())
 }

@@ -15,18 +15,23 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use plyfs_fuse::owner::OVERRIDE_NAMES;
+
+use super::Ids;
 use super::change;
 use super::tree::{self, Kind, Stat};
 
 /// How a tree is copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct How {
+pub struct How<'a> {
     /// What is no directory gets another name instead of a copy, as far as the filesystem gives it one.
     pub link: bool,
     /// Extended attributes that the target does not take are left out.
     pub lose_xattrs: bool,
     /// Extended attributes that are left out whatever they say.
     pub without: &'static [&'static str],
+    /// The copy gets these ids in the place of its original's.
+    pub ids: Option<&'a Ids>,
 }
 
 /// What went wrong, and at which path beneath the root.
@@ -39,13 +44,13 @@ pub struct Failure {
 }
 
 /// Copies the content and attributes of the directory `from` to the new directory `to`.
-pub fn tree(from: &Path, to: &Path, how: How) -> Result<(), Failure> {
+pub fn tree(from: &Path, to: &Path, how: How<'_>) -> Result<(), Failure> {
     change::make_dir(to, 0o777).map_err(|error| Failure { path: PathBuf::new(), error })?;
     content(from, to, how)
 }
 
 /// The same where `to` is there already, and empty.
-pub fn content(from: &Path, to: &Path, how: How) -> Result<(), Failure> {
+pub fn content(from: &Path, to: &Path, how: How<'_>) -> Result<(), Failure> {
     let at = |path: &Path| {
         let path = path.to_path_buf();
         move |error| Failure { path, error }
@@ -80,20 +85,20 @@ pub fn content(from: &Path, to: &Path, how: How) -> Result<(), Failure> {
 }
 
 /// Gives the directory `to` the owner, mode, extended attributes and times of `from`.
-pub fn directory_attributes(from: &Path, to: &Path, how: How) -> io::Result<()> {
+pub fn directory_attributes(from: &Path, to: &Path, how: How<'_>) -> io::Result<()> {
     let (from, to) = (tree::open_root(from)?, tree::open_root(to)?);
     let stat = tree::stat(&from, OsStr::new(""))?;
     attributes((from.as_fd(), to.as_fd()), OsStr::new(""), &stat, how)
 }
 
-struct Copy {
-    how: How,
+struct Copy<'a> {
+    how: How<'a>,
     /// Where the copy of each file with several names is.
     names: HashMap<(u64, u64), PathBuf>,
     target: OwnedFd,
 }
 
-impl Copy {
+impl Copy<'_> {
     /// Copies one name; whether it is a directory, whose content and attributes are still to come.
     fn entry(
         &mut self,
@@ -223,14 +228,25 @@ fn attributes(
     (from, to): (BorrowedFd<'_>, BorrowedFd<'_>),
     name: &OsStr,
     stat: &Stat,
-    how: How,
+    how: How<'_>,
 ) -> io::Result<()> {
     let now = tree::stat(to, name)?;
     let at = if name.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::SYMLINK_NOFOLLOW };
-    if (now.uid, now.gid) != (stat.uid, stat.gid) {
-        let owner = (Some(Uid::from_raw(stat.uid)), Some(Gid::from_raw(stat.gid)));
+    let (uid, gid) = owner(from, name, stat, how)?;
+    if (now.uid, now.gid) != (uid, gid) {
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         change::point()?;
-        rustix::fs::chownat(to, name, owner.0, owner.1, at)?;
+        rustix::fs::chownat(to, name, owner.0, owner.1, at).map_err(|error| {
+            match (how.ids, error) {
+                (Some(_), Errno::INVAL) => {
+                    io::Error::other(format!("owner {uid}:{gid}: not in this user namespace"))
+                }
+                (Some(_), Errno::PERM) => {
+                    io::Error::other(format!("owner {uid}:{gid}: needs CAP_CHOWN"))
+                }
+                _ => error.into(),
+            }
+        })?;
     }
     if stat.kind != Kind::Symlink {
         let mode = Mode::from_raw_mode(stat.mode);
@@ -253,10 +269,28 @@ fn attributes(
     Ok(rustix::fs::utimensat(to, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-fn xattrs((from, to): (BorrowedFd<'_>, BorrowedFd<'_>), name: &OsStr, how: How) -> io::Result<()> {
+/// The owner of a copy. A whiteout belongs to nobody, and where a record says who the owner is, the inode's tells only who
+/// wrote that.
+fn owner(from: BorrowedFd<'_>, name: &OsStr, stat: &Stat, how: How<'_>) -> io::Result<(u32, u32)> {
+    let own = (stat.uid, stat.gid);
+    let Some(ids) = how.ids else { return Ok(own) };
+    let is_record = |key: &OsString| OVERRIDE_NAMES.iter().any(|name| key == name);
+    let is_whiteout = (stat.kind, stat.rdev) == (Kind::Char, (0, 0));
+    match is_whiteout || tree::xattr_names(from, name)?.iter().any(is_record) {
+        true => Ok(own),
+        false => ids.owner(own.0, own.1),
+    }
+}
+
+fn xattrs(
+    (from, to): (BorrowedFd<'_>, BorrowedFd<'_>),
+    name: &OsStr,
+    how: How<'_>,
+) -> io::Result<()> {
     let wanted = tree::xattr_names(from, name)?;
     for key in wanted.iter().filter(|key| !how.without.iter().any(|left| key == left)) {
         let Some(value) = tree::xattr(from, name, key)? else { continue };
+        let value = how.ids.map_or(Ok(value.clone()), |ids| ids.xattr(key, value))?;
         match set_xattr(to, name, key, &value) {
             // A security module gives every new file its own.
             Err(_) if key == "security.selinux" => {}
