@@ -41,6 +41,7 @@ mod overlay_memory;
 mod overlay_model;
 mod overlay_open_data;
 mod overlay_quota;
+mod overlay_settle;
 mod overlay_stress;
 mod overlay_upper;
 mod semantics_acl;

@@ -83,11 +83,14 @@ impl Overlay {
 
     fn name_in(&self, dir: &Arc<Inode>, todo: &mut Vec<Arc<Inode>>) -> Result<()> {
         let view = self.view(dir)?;
-        let names = self.merge(&view).on("readdir", dir.path())?;
-        for entry in names {
+        let names = reached(self.merge(&view).on("readdir", dir.path()))?;
+        for entry in names.into_iter().flatten() {
             if entry.kind == sys::S_IFDIR {
-                todo.extend(self.child(dir, &entry.name)?);
-            } else if !view.lowers.is_empty() && self.is_below(&view, &entry.name)? {
+                todo.extend(reached(self.child(dir, &entry.name))?.flatten());
+                continue;
+            }
+            let is_below = || reached(self.is_below(&view, &entry.name));
+            if !view.lowers.is_empty() && is_below()?.unwrap_or(false) {
                 self.name_one(dir, &entry.name)?;
             }
         }
@@ -97,9 +100,11 @@ impl Overlay {
     /// Whether a name has to be made: it leads to a copy that tells something else than the lower file.
     fn is_below(&self, view: &View, name: &OsStr) -> Result<bool> {
         match self.resolve(view, name).on("lookup", name)? {
-            Some(found) if leads_to_index(&found) => {
-                self.is_unchanged(&found).map(|same| !same).on("compare", name)
-            }
+            Some(found) if leads_to_index(&found) => match self.is_unchanged(&found) {
+                // What we may not read is not known to be the same.
+                Err(e) if sys::errno(&e) == sys::EACCES => Ok(true),
+                same => same.map(|same| !same).on("compare", name),
+            },
             _ => Ok(false),
         }
     }
@@ -142,6 +147,18 @@ impl Overlay {
         drop(inode);
         self.forget(ino, 1);
         made
+    }
+}
+
+/// What was found; `None` where a lower directory is closed to us, so that nobody could see names in it by this mount. One
+/// such keeps no name elsewhere from being made.
+fn reached<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Err(error) if error.errno() == sys::EACCES => {
+            log::warn!("{error}; names of changed files there are not looked for");
+            Ok(None)
+        }
+        found => found.map(Some),
     }
 }
 
