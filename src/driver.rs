@@ -27,6 +27,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
+use crate::layer::Belief;
 use crate::layer::apply::{Applied, Limits};
 use crate::mount::plan::Mount;
 use crate::mount::table;
@@ -177,6 +178,9 @@ pub trait Driver: fmt::Debug + Send + Sync {
         log::trace!("layer '{id}': this driver's mounts leave nothing");
         Ok(None)
     }
+
+    /// Whose word is taken on what the directories of its layers hold: what its mounts show is the truth.
+    fn belief(&self) -> Belief;
 
     /// How [`crate::layer`] finds what the layer adds to its parent.
     fn diffing(&self, id: &LayerId) -> Result<Diffing>;

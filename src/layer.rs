@@ -15,3 +15,5 @@ mod output;
 pub mod split;
 mod stack;
 mod xattrs;
+
+pub use marks::Belief;

@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use plyfs::layer::Belief;
 use plyfs::layer::compare::{self, Comparison, Tree};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
@@ -175,7 +176,9 @@ fn data_that_changed_under_the_same_attributes_is_found_since_a_time() {
         });
         let (old, new) = (pair.tree("old"), pair.tree("new"));
         let since = |since| {
-            let list = Comparison { old: Some(&old), new: &new, since }.list().unwrap();
+            let list = Comparison { old: Some(&old), new: &new, since, belief: Belief::standing() }
+                .list()
+                .unwrap();
             list.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         assert_eq!(since(Some(i64::try_from(now).unwrap())), ["C /a"], "{what}");

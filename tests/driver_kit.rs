@@ -171,7 +171,7 @@ impl Store {
     pub fn changes(&self, name: &str, parent: Option<&str>) -> Vec<String> {
         let Parts { own, below } = self.driver.parts(&id(name)).unwrap();
         let list = match self.driver.diffing(&id(name)).unwrap() {
-            Diffing::Native => changes::list(&own, &below).unwrap(),
+            Diffing::Native => changes::list_believing(&own, &below, self.driver.belief()).unwrap(),
             Diffing::Naive => {
                 let parent = parent.map(|parent| self.tree(parent));
                 compare::list(parent.as_ref(), &self.tree(name)).unwrap()
@@ -186,8 +186,8 @@ impl Store {
         let mut bytes = Vec::new();
         match self.driver.diffing(&id(name)).unwrap() {
             Diffing::Native => {
-                let spec = diff::Spec { upper: own, lowers: below, user_marks: true };
-                diff::write(&spec, &mut bytes).unwrap();
+                let spec = diff::Spec { upper: own, lowers: below, user_marks: false };
+                diff::write_believing(&spec, self.driver.belief(), &mut bytes).unwrap();
             }
             Diffing::Naive => {
                 let parent = parent.map(|parent| self.tree(parent));

@@ -174,7 +174,8 @@ impl Place {
         fs::create_dir(sandbox.at("etc")).unwrap();
         fs::write(sandbox.at("etc/passwd"), "outside").unwrap();
         let whiteouts = Whiteouts::Overlay { user: rootless::inside() };
-        let target = Target { root, lowers: Vec::new(), whiteouts, owners: owners() };
+        let belief = plyfs::layer::Belief::standing();
+        let target = Target { root, lowers: Vec::new(), belief, whiteouts, owners: owners() };
         Place { sandbox, target, limits: Limits::default() }
     }
 

@@ -227,6 +227,7 @@ fn diff_and_apply(seed: u64) {
     diff::write(&spec, &mut archive).unwrap();
     let root = sandbox.dir("root");
     let target = Target {
+        belief: plyfs::layer::Belief::standing(),
         root: root.clone(),
         lowers: Vec::new(),
         whiteouts: Whiteouts::Overlay { user },

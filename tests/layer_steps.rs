@@ -51,6 +51,7 @@ fn apply_to(root: &Path, archive: &[u8]) {
     let target = Target {
         root: root.to_path_buf(),
         lowers: Vec::new(),
+        belief: plyfs::layer::Belief::standing(),
         whiteouts: Whiteouts::Remove,
         owners: owners(),
     };
@@ -287,6 +288,7 @@ fn a_root_that_is_a_symlink_is_not_left_by_names_in_an_archive() {
     let target = Target {
         root: sandbox.at("link"),
         lowers: Vec::new(),
+        belief: plyfs::layer::Belief::standing(),
         whiteouts: Whiteouts::Remove,
         owners: Owners::Ignore,
     };

@@ -35,8 +35,8 @@ fn compare(scratch: &Path, entries: &[Entry], archive: &[u8], privileged: bool) 
     };
     let ours = dir("ours");
     let owners = if privileged { Owners::Set } else { Owners::Ignore };
-    let target =
-        Target { root: ours.clone(), lowers: Vec::new(), whiteouts: Whiteouts::Remove, owners };
+    let (belief, whiteouts) = (plyfs::layer::Belief::standing(), Whiteouts::Remove);
+    let target = Target { root: ours.clone(), lowers: Vec::new(), belief, whiteouts, owners };
     let applied = apply::apply(&mut &archive[..], &target, &Limits::default(), None);
     let gnu = gnu(&at, &dir("gnu"));
     let names = Names::of(entries);

@@ -77,7 +77,8 @@ impl Place {
             false if rustix::process::geteuid().is_root() => Owners::Set,
             false => Owners::Ignore,
         };
-        let target = Target { root, lowers, whiteouts, owners };
+        let belief = plyfs::layer::Belief::standing();
+        let target = Target { root, lowers, belief, whiteouts, owners };
         let mut place = Place { scratch: scratch.to_path_buf(), target, outside: Tree::default() };
         place.outside = place.beside();
         place

@@ -28,8 +28,9 @@ pub struct Args {
     /// A directory below the upper one; give several top first
     #[arg(long = "lower", value_name = "DIR")]
     lowers: Vec<PathBuf>,
-    /// As root, believe redirects and metacopies kept in user.* attributes; whoever may write to
-    /// UPPER can use them to have any file of the lower directories put in the archive
+    /// As root, believe redirects, metacopies and owners kept in user.* attributes; whoever may write
+    /// to UPPER can use them to have any file of the lower directories put in the archive, and files
+    /// of his own as root's
     #[arg(long)]
     userxattr: bool,
     /// The upper directory

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use crate::error::{Context, Error, Result};
+use crate::layer::Belief;
 use crate::layer::apply::{self, Applied, Limits, Owners, Whiteouts};
 use crate::sys::tree;
 
@@ -27,6 +28,8 @@ pub(super) struct Target {
     pub(super) root: PathBuf,
     /// What lies below it, the nearest first.
     pub(super) lowers: Vec<PathBuf>,
+    /// Whose word is taken on what is in them.
+    pub(super) belief: Belief,
     pub(super) deletions: Deletions,
 }
 
@@ -37,14 +40,14 @@ pub(super) fn fill(
     limits: &Limits,
     split: Option<&mut dyn Write>,
 ) -> Result<Applied> {
-    let Target { root, lowers, deletions } = target;
+    let Target { root, lowers, belief, deletions } = target;
     let whiteouts = match deletions {
         Deletions::Overlay => Whiteouts::Overlay { user: !tree::has_initial_privilege() },
         Deletions::Remove => Whiteouts::Remove,
     };
     // Also where nobody shows the record: the layer can be given back, and seen by a driver that does.
     let owners = if super::can_set_owners() { Owners::Set } else { Owners::Record };
-    let target = apply::Target { root, lowers, whiteouts, owners };
+    let target = apply::Target { root, lowers, belief, whiteouts, owners };
     apply::apply(archive, &target, limits, split)
 }
 

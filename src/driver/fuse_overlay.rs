@@ -7,10 +7,12 @@ use super::Driver;
 use super::layered::{HOME, Layered, Trial, try_with_room};
 use super::layout::Layout;
 use super::options::{Config, refuse_backing, told, told_shifting};
+use super::overlay2::uses_user;
 use crate::doctor::{filesystem, namespace};
 use crate::error::{Context, Error, Result};
+use crate::layer::Belief;
 use crate::mount::plan::{self, Kind};
-use crate::sys::{self, change, context, probe};
+use crate::sys::{self, change, context, probe, tree};
 
 pub(super) const NAME: &str = "fuse-overlay";
 
@@ -38,6 +40,9 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         mount.push("xattr_permissions=2".to_owned());
     }
     mount.extend(settings.mount);
+    let user = uses_user(&mount) || !tree::has_initial_privilege();
+    let recorded = mount.iter().rev().find_map(|option| option.strip_prefix("xattr_permissions="));
+    let belief = Belief::fuse(user).with_records(recorded == Some("2"));
     let layout = Layout::open(config.root.join(HOME), MOST, records)?;
     let facts = vec![
         ("Backing Filesystem", filesystem::name(&config.root)),
@@ -48,7 +53,8 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         ("Quota", told(layout.projects(), "bytes and inodes, kept by the mount")),
     ];
     let (kind, most, limits, meters) = (Kind::Fuse, MOST + 1, settings.limits, true);
-    let driver = Layered { name: NAME, kind, layout, most, records, limits, meters, mount, facts };
+    let driver =
+        Layered { name: NAME, kind, layout, most, records, belief, limits, meters, mount, facts };
     Ok(Box::new(driver.checked()?))
 }
 

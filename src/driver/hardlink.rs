@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use super::fill::{self, Deletions, Files, Target};
 use super::layered::{module_says, refuse_full, try_with_room};
 use super::options::{self, Config, refuse_backing};
+use super::overlay2::uses_user;
 use super::shelf::Shelf;
 use super::{
     Create, Diffing, Driver, FileGetter, Ids, LayerId, MountOptions, Parts, Quota, Usage, View,
@@ -27,6 +28,7 @@ use super::{
 use crate::doctor::filesystem;
 use crate::durable;
 use crate::error::{Context, Error, Result};
+use crate::layer::Belief;
 use crate::layer::apply::{Applied, Limits};
 use crate::layer::diff;
 use crate::mount::plan::{Kind, Mount};
@@ -230,9 +232,9 @@ impl Hardlink {
         let spec = diff::Spec {
             upper: upper.to_path_buf(),
             lowers: vec![image.to_path_buf()],
-            user_marks: true,
+            user_marks: false,
         };
-        diff::write(&spec, &mut archive)?;
+        diff::write_believing(&spec, self.belief(), &mut archive)?;
         archive.rewind().on("rewind", "the archive")?;
         fill::fill(whole(root), &mut archive, &Limits::default(), None).map(drop)
     }
@@ -340,6 +342,10 @@ impl Driver for Hardlink {
             false => (vec![root], Some((own, dir.join("work")))),
         };
         Ok(View::Mount(Mount { kind: Kind::Overlay, lowers, upper, options, target }))
+    }
+
+    fn belief(&self) -> Belief {
+        Belief::kernel(uses_user(&self.mount)).with_records(!super::can_set_owners())
     }
 
     fn diffing(&self, id: &LayerId) -> Result<Diffing> {
@@ -464,7 +470,8 @@ impl Driver for Hardlink {
 
 /// The target that is a whole tree.
 fn whole(root: &Path) -> Target {
-    Target { root: root.to_path_buf(), lowers: Vec::new(), deletions: Deletions::Remove }
+    let (root, belief) = (root.to_path_buf(), Belief::standing().whole_tree());
+    Target { root, lowers: Vec::new(), belief, deletions: Deletions::Remove }
 }
 
 /// A file that nobody else sees, and that goes with this process.

@@ -10,6 +10,7 @@ use super::{
     Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View, options,
 };
 use crate::error::{Context, Error, Result};
+use crate::layer::Belief;
 use crate::layer::apply::{Applied, Limits};
 use crate::mount::plan::{self, Kind, Mount};
 use crate::quota;
@@ -28,6 +29,8 @@ pub(super) struct Layered {
     pub(super) most: usize,
     /// Owners are kept in attributes, which a mount shows.
     pub(super) records: bool,
+    /// Whose word is taken on what the layers hold.
+    pub(super) belief: Belief,
     /// Limits of read-write layers that come without.
     pub(super) limits: Quota,
     /// Its mounts keep limits where no project does.
@@ -165,6 +168,10 @@ impl Driver for Layered {
         Ok(Some(mount))
     }
 
+    fn belief(&self) -> Belief {
+        self.belief
+    }
+
     fn diffing(&self, _id: &LayerId) -> Result<Diffing> {
         Ok(Diffing::Native)
     }
@@ -189,7 +196,8 @@ impl Driver for Layered {
             })
             .and_then(|()| quota::adopt(&own, &root))
             .and_then(|()| {
-                let target = Target { root: root.clone(), lowers: below, deletions };
+                let target =
+                    Target { root: root.clone(), lowers: below, belief: self.belief, deletions };
                 fill::fill(target, archive, limits, split)
             })
             .and_then(|applied| {

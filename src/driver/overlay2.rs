@@ -8,6 +8,7 @@ use super::layout::Layout;
 use super::options::{Config, refuse_backing, told, told_shifting};
 use crate::doctor::{filesystem, overlay};
 use crate::error::{Context, Error, Result};
+use crate::layer::Belief;
 use crate::mount::plan::{self, Kind, Mount};
 use crate::sys::{change, probe, tree};
 
@@ -40,6 +41,8 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     }
     mount.extend(settings.mount);
     let metacopy = !user && module_says("metacopy") == Some(true);
+    // Records that its mounts do not show are kept for the driver that does.
+    let belief = Belief::kernel(uses_user(&mount)).with_records(!super::can_set_owners());
     // One deeper than a mount is: the topmost layer can be the upper directory.
     let layout = Layout::open(config.root.join(HOME), MOST, false)?;
     let facts = vec![
@@ -53,8 +56,14 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     ];
     let (kind, most, limits) = (Kind::Overlay, MOST, settings.limits);
     let (records, meters) = (false, false);
-    let driver = Layered { name: NAME, kind, layout, most, records, limits, meters, mount, facts };
+    let driver =
+        Layered { name: NAME, kind, layout, most, records, belief, limits, meters, mount, facts };
     Ok(Box::new(driver.checked()?))
+}
+
+/// Whether these options of a mount have it keep its marks in `user.*`.
+pub(super) fn uses_user(mount: &[String]) -> bool {
+    mount.iter().any(|option| option == "userxattr")
 }
 
 /// Mounts layers of its own and does to them what a container does; whether listings have types.

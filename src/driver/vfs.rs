@@ -13,6 +13,7 @@ use super::{
 };
 use crate::doctor::filesystem;
 use crate::error::{Context, Error, Result};
+use crate::layer::Belief;
 use crate::layer::apply::{Applied, Limits};
 use crate::quota::State;
 use crate::sys::{change, copy, publish};
@@ -170,6 +171,10 @@ impl Driver for Vfs {
         Ok(View::Path(self.dir(id)?))
     }
 
+    fn belief(&self) -> Belief {
+        Belief::kernel(false).whole_tree().with_records(!super::can_set_owners())
+    }
+
     fn diffing(&self, id: &LayerId) -> Result<Diffing> {
         self.dir(id).map(|_| Diffing::Naive)
     }
@@ -191,6 +196,7 @@ impl Driver for Vfs {
             let target = Target {
                 root: new.to_path_buf(),
                 lowers: Vec::new(),
+                belief: self.belief(),
                 deletions: Deletions::Remove,
             };
             let applied = fill::fill(target, archive, limits, split)?;

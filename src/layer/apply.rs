@@ -35,6 +35,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
+use crate::layer::marks::Belief;
 use input::Input;
 use unpack::Unpack;
 
@@ -94,6 +95,8 @@ pub struct Target {
     /// The layers below, top first; only read. They have the symlinks on the way, the attributes of
     /// directories that the archive leaves out, and the files that links are to.
     pub lowers: Vec<PathBuf>,
+    /// Whose word is taken on what is in them.
+    pub belief: Belief,
     /// What becomes of whiteouts.
     pub whiteouts: Whiteouts,
     /// What becomes of owners.

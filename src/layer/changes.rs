@@ -43,7 +43,12 @@ pub struct Change {
 /// Lists the changes, sorted by path, a directory before its content. Without `lowers` what is added
 /// and what is changed is told from the upper directory alone.
 pub fn list(upper: &Path, lowers: &[PathBuf]) -> Result<Vec<Change>> {
-    let stack = Stack::open(upper, lowers, Belief::All)?;
+    list_believing(upper, lowers, Belief::ALL)
+}
+
+/// The same of a layer of which it is known whose word can be taken.
+pub fn list_believing(upper: &Path, lowers: &[PathBuf], belief: Belief) -> Result<Vec<Change>> {
+    let stack = Stack::open(upper, lowers, belief)?;
     let moved = stack.is_opaque();
     let root = Dir {
         path: PathBuf::from("/"),

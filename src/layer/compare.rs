@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use super::changes::{Change, ChangeKind};
 use super::diff::{Item, Writer};
-use super::marks::{self, Belief};
+use super::marks::Belief;
 use super::stack::{Found, Place, Spot, Stack};
 use super::xattrs;
 use crate::error::{Context, Error, Result};
@@ -55,18 +55,20 @@ pub struct Comparison<'a> {
     /// When the new tree began as a copy of the old one, in seconds since 1970: where nothing has touched an inode since, its
     /// data is what it was. Without it times of change are believed.
     pub since: Option<i64>,
+    /// Whose word is taken in stacks. In a tree that is one directory nothing is a mark.
+    pub belief: Belief,
 }
 
 /// Lists what `new` adds to, changes and deletes in `old`, sorted by path, a directory before its content. Without `old` all
 /// is added.
 pub fn list(old: Option<&Tree>, new: &Tree) -> Result<Vec<Change>> {
-    Comparison { old, new, since: None }.list()
+    Comparison { old, new, since: None, belief: Belief::standing() }.list()
 }
 
 /// Writes the difference as a layer: a tar archive with OCI whiteouts. The same trees give the same bytes. After an error
 /// `out` has no end of archive.
 pub fn write(old: Option<&Tree>, new: &Tree, out: &mut impl Write) -> Result<()> {
-    Comparison { old, new, since: None }.write(out)
+    Comparison { old, new, since: None, belief: Belief::standing() }.write(out)
 }
 
 impl Comparison<'_> {
@@ -91,7 +93,7 @@ impl Comparison<'_> {
             );
             let name = path.file_name().unwrap_or_default();
             if kind == ChangeKind::Deleted {
-                writer.mark(parent.as_os_str().as_bytes(), &marks::dot_name(name))?;
+                writer.deletion(parent.as_os_str().as_bytes(), name)?;
                 continue;
             }
             let places = above.last().map(|(_, places)| places.as_slice()).unwrap_or_default();
@@ -115,8 +117,11 @@ fn vanished(path: &Path) -> Error {
 }
 
 fn compare(trees: &Comparison<'_>) -> Result<(Stack, Sorted)> {
-    let belief = if tree::has_initial_privilege() { Belief::Trusted } else { Belief::All };
-    let open = |tree: &Tree| Stack::open(&tree.top, &tree.below, belief);
+    let open = |tree: &Tree| {
+        let alone = tree.below.is_empty();
+        let belief = if alone { trees.belief.whole_tree() } else { trees.belief };
+        Stack::open(&tree.top, &tree.below, belief)
+    };
     let old = trees.old.map(open).transpose()?;
     let mut walk = Walk {
         since: trees.since.unwrap_or(i64::MAX),
@@ -308,7 +313,7 @@ fn equal(new: At<'_>, old: At<'_>, since: i64) -> Result<bool> {
 fn equal_xattrs(new: At<'_>, old: At<'_>) -> Result<bool> {
     let read = |(stack, found): At<'_>| {
         let dir = stack.open_dir(found.spot.layer, &found.spot.dir)?;
-        xattrs::read(dir.as_fd(), &found.spot.name, &found.marks.keys)
+        xattrs::read(dir.as_fd(), &found.spot.name, &found.marks.keys, stack.belief())
             .on("read xattrs", stack.path_of(&found.spot))
     };
     let (new, old) = (read(new)?, read(old)?);

@@ -41,7 +41,7 @@ pub struct Spec {
     pub upper: PathBuf,
     /// What lies below it, top first.
     pub lowers: Vec<PathBuf>,
-    /// Believe redirects and metacopies in `user.*` also with privilege in the initial user
+    /// Believe redirects, metacopies and owners in `user.*` also with privilege in the initial user
     /// namespace, where anybody who may write to the upper directory could have planted them to read
     /// other people's files. Without privilege they are always believed.
     pub user_marks: bool,
@@ -49,8 +49,12 @@ pub struct Spec {
 
 /// Writes the archive to `out`. After an error `out` has no end of archive.
 pub fn write(spec: &Spec, out: &mut impl Write) -> Result<()> {
-    let planted = tree::has_initial_privilege() && !spec.user_marks;
-    let belief = if planted { Belief::Trusted } else { Belief::All };
+    let belief = if spec.user_marks { Belief::ALL } else { Belief::standing() };
+    write_believing(spec, belief, out)
+}
+
+/// The same of a layer of which it is known whose word can be taken, whatever `spec` says of that.
+pub fn write_believing(spec: &Spec, belief: Belief, out: &mut impl Write) -> Result<()> {
     let stack = Stack::open(&spec.upper, &spec.lowers, belief)?;
     let mut writer = Writer::new(stack, out);
     let opaque = writer.stack.is_opaque();
@@ -149,7 +153,7 @@ impl<'a> Writer<'a> {
                     Some(found) => listing.items.push_back(item(&listing.dir, found, &name)),
                     // The directory is opaque, so there is nothing to delete.
                     None if listing.dir.whole => {}
-                    None => self.mark(&listing.dir.path, &marks::dot_name(&name))?,
+                    None => self.deletion(&listing.dir.path, &name)?,
                 }
             }
         }
@@ -169,7 +173,18 @@ impl<'a> Writer<'a> {
         Ok(listing.items.pop_front())
     }
 
-    pub(super) fn mark(&mut self, dir: &[u8], name: &OsStr) -> Result<()> {
+    /// Writes that a name is gone. Of one that looks like a mark this cannot be said, nor has any
+    /// image it: its whiteout would be another mark.
+    pub(super) fn deletion(&mut self, dir: &[u8], name: &OsStr) -> Result<()> {
+        if marks::name(name) == marks::Name::Plain {
+            return self.mark(dir, &marks::dot_name(name));
+        }
+        let path = join(dir, name);
+        log::warn!("{}: no archive can say that it is gone", OsStr::from_bytes(&path).display());
+        Ok(())
+    }
+
+    fn mark(&mut self, dir: &[u8], name: &OsStr) -> Result<()> {
         self.entry(&Entry::mark(join(dir, name)))
     }
 
@@ -179,9 +194,17 @@ impl<'a> Writer<'a> {
         let shown = self.stack.path_of(spot);
         let dir = self.stack.open_dir(spot.layer, &spot.dir)?;
         let keys = &item.found.marks.keys;
-        let attributes = xattrs::read(dir.as_fd(), &spot.name, keys).on("read xattrs", &shown)?;
+        if !can_be_named(&item.path, item.found.stat.kind) {
+            log::warn!("{}: in an archive its name is a mark, left out", shown.display());
+            return Ok(None);
+        }
+        let attributes = xattrs::read(dir.as_fd(), &spot.name, keys, self.stack.belief())
+            .on("read xattrs", &shown)?;
         if let Some(mark) = &item.found.marks.foreign {
             return Err(foreign(&shown, mark));
+        }
+        if attributes.unbelieved {
+            log::warn!("{}: its owner in an attribute is not believed", shown.display());
         }
         let stat = &item.found.stat;
         let Some(body) = self.body(item, &attributes)? else {
@@ -318,6 +341,15 @@ impl<'a> Writer<'a> {
 
 fn item(dir: &Dir, found: Found, name: &OsStr) -> Item {
     Item { path: join(&dir.path, name), found, whole: dir.whole }
+}
+
+/// Whether an archive can have an object of this path. Names that start with `.wh.` are marks there, but for directories,
+/// and AUFS has those that start with `.wh..wh.` for itself.
+fn can_be_named(path: &[u8], kind: Kind) -> bool {
+    let reserved = |name: &[u8]| name.starts_with(marks::RESERVED);
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    !path.split(|&byte| byte == b'/').any(reserved)
+        && (kind == Kind::Dir || !name.starts_with(marks::PREFIX))
 }
 
 /// An object that went while the archive was written.

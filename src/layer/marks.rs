@@ -15,6 +15,8 @@ use crate::sys::tree::{self, Kind, Stat};
 
 /// Prefix of a file that deletes the rest of its name.
 pub(super) const PREFIX: &[u8] = b".wh.";
+/// Prefix of names that AUFS has for itself.
+pub(super) const RESERVED: &[u8] = b".wh..wh.";
 /// The prefix as a name, which deletes nothing.
 pub(super) const BARE: &str = ".wh.";
 /// The file that makes its directory opaque.
@@ -23,14 +25,106 @@ pub(super) const OPAQUE_FILE: &str = ".wh..wh..opq";
 /// of this name deletes `.opq`.
 pub(super) const SECOND_OPAQUE: &str = ".wh..opq";
 
-/// Whose word on moved directories and metadata-only files is taken.
+/// Whose word is taken on what the objects of a layer stand for. What shows a layer to its users
+/// decides: a mark that it keeps from them can be believed, and what they can set is their data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Belief {
-    /// Everybody's.
+pub struct Belief {
+    marks: Dialects,
+    /// Owner, mode and kind are as an attribute in `user.*` has them.
+    pub(super) records: bool,
+}
+
+/// The marks that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dialects {
+    /// All, whoever could set them.
     All,
-    /// Only `trusted.*`: any owner of a file may set `user.*`, and would so choose which lower
-    /// file a privileged reader shows him.
+    /// All, but moves (redirects and metacopies) only in `trusted.*`: any owner of a file may set
+    /// `user.*`, and would so choose which lower file a privileged reader shows him.
+    Cautious,
+    /// The same, as our own mount with `trusted.*` has it: a redirect elsewhere is nothing.
+    Fuse,
+    /// Those of the kernel's overlay: devices, and attributes of its own space.
+    Kernel(Space),
+    /// None: the directory is a whole tree, and all in it is what it seems.
+    Nothing,
+}
+
+/// Where a mark is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Space {
+    /// `trusted.overlay.*`
     Trusted,
+    /// `user.overlay.*`
+    User,
+    /// `fuseoverlayfs.*` of both.
+    Foreign,
+}
+
+impl Belief {
+    /// Everything, which whoever can write to the layer may make use of.
+    pub const ALL: Belief = Belief { marks: Dialects::All, records: true };
+
+    /// What can be believed of a directory of which nothing is known, with the caller's privilege.
+    pub fn standing() -> Belief {
+        match tree::has_initial_privilege() {
+            true => Belief { marks: Dialects::Cautious, records: false },
+            false => Belief::ALL,
+        }
+    }
+
+    /// That of a layer that the kernel's overlay shows, `user` with the option `userxattr`.
+    pub fn kernel(user: bool) -> Belief {
+        let space = if user { Space::User } else { Space::Trusted };
+        Belief { marks: Dialects::Kernel(space), records: false }
+    }
+
+    /// That of a layer that our own overlay shows, which lets nobody make marks; `user` as above.
+    pub fn fuse(user: bool) -> Belief {
+        let marks = if user { Dialects::All } else { Dialects::Fuse };
+        Belief { marks, records: false }
+    }
+
+    /// The same where `user.containers.override_stat` tells owner, mode and kind, or does not.
+    #[must_use]
+    pub fn with_records(self, records: bool) -> Belief {
+        Belief { records, ..self }
+    }
+
+    /// The same of a directory that is a whole tree.
+    #[must_use]
+    pub fn whole_tree(self) -> Belief {
+        Belief { marks: Dialects::Nothing, ..self }
+    }
+
+    /// Names that start with `.wh.` are marks.
+    pub(super) fn dots(self) -> bool {
+        matches!(self.marks, Dialects::All | Dialects::Cautious | Dialects::Fuse)
+    }
+
+    /// Devices 0:0 are whiteouts.
+    pub(super) fn devices(self) -> bool {
+        self.marks != Dialects::Nothing
+    }
+
+    /// Attributes of this space are marks.
+    pub(super) fn reads(self, space: Space) -> bool {
+        match self.marks {
+            Dialects::All | Dialects::Cautious | Dialects::Fuse => true,
+            Dialects::Kernel(own) => own == space,
+            Dialects::Nothing => false,
+        }
+    }
+
+    /// Moves are believed in this space.
+    fn moves(self, space: Space) -> bool {
+        match self.marks {
+            Dialects::All => true,
+            Dialects::Cautious | Dialects::Fuse => space == Space::Trusted,
+            Dialects::Kernel(own) => own == space,
+            Dialects::Nothing => false,
+        }
+    }
 }
 
 /// The marks on one object.
@@ -91,9 +185,13 @@ pub(super) fn read(dir: impl AsFd, name: &OsStr, belief: Belief) -> io::Result<M
     let mut marks = Marks::default();
     let keys = tree::xattr_names(dir.as_fd(), name)?;
     for key in &keys {
-        let Some((trusted, rest)) = split(key.as_bytes()) else { continue };
+        let Some((space, rest)) = split(key.as_bytes()) else { continue };
+        if !belief.reads(space) {
+            continue;
+        }
         let Some(value) = tree::xattr(dir.as_fd(), name, key)? else { continue };
-        if !take(&mut marks, trusted || belief == Belief::All, rest, value) {
+        let taken = take(&mut marks, belief.moves(space), rest, value);
+        if !taken && !(belief.marks == Dialects::Fuse && rest == b"redirect") {
             marks.foreign = Some(key.clone());
         }
     }
@@ -101,16 +199,17 @@ pub(super) fn read(dir: impl AsFd, name: &OsStr, belief: Belief) -> io::Result<M
     Ok(marks)
 }
 
-/// Splits a mark into "only privilege can set it" and its key; `None` for what is no mark.
-fn split(key: &[u8]) -> Option<(bool, &[u8])> {
-    for (prefix, trusted, all) in [
-        (&b"trusted.overlay."[..], true, true),
-        (b"user.overlay.", false, true),
-        (b"trusted.fuseoverlayfs.", true, false),
-        (b"user.fuseoverlayfs.", false, false),
+/// Splits a mark into its space and its key; `None` for what is no mark.
+fn split(key: &[u8]) -> Option<(Space, &[u8])> {
+    for (prefix, space) in [
+        (&b"trusted.overlay."[..], Space::Trusted),
+        (b"user.overlay.", Space::User),
+        (b"trusted.fuseoverlayfs.", Space::Foreign),
+        (b"user.fuseoverlayfs.", Space::Foreign),
     ] {
         if let Some(rest) = key.strip_prefix(prefix) {
-            return (all || matches!(rest, b"opaque" | b"origin")).then_some((trusted, rest));
+            let known = space != Space::Foreign || matches!(rest, b"opaque" | b"origin");
+            return known.then_some((space, rest));
         }
     }
     None
@@ -189,8 +288,8 @@ mod tests {
 
     #[test]
     fn marks_of_other_overlays_are_told_apart() {
-        assert_eq!(split(b"trusted.overlay.opaque"), Some((true, &b"opaque"[..])));
-        assert_eq!(split(b"user.fuseoverlayfs.opaque"), Some((false, &b"opaque"[..])));
+        assert_eq!(split(b"trusted.overlay.opaque"), Some((Space::Trusted, &b"opaque"[..])));
+        assert_eq!(split(b"user.fuseoverlayfs.opaque"), Some((Space::Foreign, &b"opaque"[..])));
         assert_eq!(split(b"user.fuseoverlayfs.redirect"), None);
         assert_eq!(split(b"user.overlayx"), None);
     }

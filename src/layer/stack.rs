@@ -127,6 +127,11 @@ impl Stack {
         self.layers.len().saturating_sub(1)
     }
 
+    /// Whose word is taken on what is in them.
+    pub(super) fn belief(&self) -> Belief {
+        self.belief
+    }
+
     /// Opens a directory of a layer.
     pub(super) fn open_dir(&self, layer: usize, path: &Path) -> Result<Rc<OwnedFd>> {
         let mut open = self.open.borrow_mut();
@@ -157,8 +162,12 @@ impl Stack {
         let fd = self.open_dir(place.layer, &place.path)?;
         let list = tree::list(&fd).on("list", self.layers[place.layer].path.join(&place.path))?;
         let mut names = BTreeSet::new();
-        let dotted = list.iter().any(|entry| marks::name(entry) != marks::Name::Plain);
+        let is_dotted = |entry: &OsString| marks::name(entry) != marks::Name::Plain;
+        let dotted = self.belief.dots() && list.iter().any(is_dotted);
         place.dotted.set(Some(dotted));
+        if !dotted {
+            return Ok(list.into_iter().collect());
+        }
         for entry in list {
             match marks::name(&entry) {
                 marks::Name::Deletes(_) if is_second_opaque(&fd, &entry) => false,
@@ -274,7 +283,8 @@ impl Stack {
             let spot = &spot;
             move |error| Error::io(op, self.path_of(spot), error)
         };
-        let deleted_below = dir.dotted != Some(false)
+        let deleted_below = self.belief.dots()
+            && dir.dotted != Some(false)
             && tree::find(dir.fd, &marks::dot_name(name))
                 .map_err(on("stat"))?
                 .is_some_and(|stat| stat.kind != Kind::Dir);
@@ -284,13 +294,13 @@ impl Stack {
         };
         let marks = marks::read(dir.fd, name, self.belief).map_err(on("read xattrs"))?;
         let empty = dir.xattr_whiteouts && stat.kind == Kind::File && stat.size == 0;
-        if marks::is_device(&stat) || (empty && marks.whiteout) {
+        if (self.belief.devices() && marks::is_device(&stat)) || (empty && marks.whiteout) {
             search.done = true;
             return Ok(());
         }
         let opaque = deleted_below
             || marks.opaque
-            || (stat.kind == Kind::Dir && self.has_opaque_file(&spot)?);
+            || (self.belief.dots() && stat.kind == Kind::Dir && self.has_opaque_file(&spot)?);
         search.done |= opaque;
         if !search.done {
             self.follow(&marks, &spot, search)?;
@@ -302,7 +312,7 @@ impl Stack {
     fn has_opaque_file(&self, spot: &Spot) -> Result<bool> {
         let path = spot.dir.join(&spot.name);
         let fd = self.open_dir(spot.layer, &path)?;
-        has_opaque_entry(&fd).on("stat", self.path_of(spot))
+        has_opaque_entry(&fd, self.belief).on("stat", self.path_of(spot))
     }
 
     /// Where the layers below have the object.
@@ -325,13 +335,16 @@ impl Layer {
     fn open(path: &Path, belief: Belief) -> Result<Layer> {
         let fd = tree::open_root(path).on("open", path)?;
         let marks = marks::read(&fd, OsStr::new(""), belief).on("read xattrs", path)?;
-        let opaque = marks.opaque || has_opaque_entry(&fd).on("stat", path)?;
+        let opaque = marks.opaque || has_opaque_entry(&fd, belief).on("stat", path)?;
         Ok(Layer { path: path.to_path_buf(), fd, opaque, xattr_whiteouts: marks.xattr_whiteouts })
     }
 }
 
 /// Whether an entry of the directory says that it is opaque.
-fn has_opaque_entry(dir: &OwnedFd) -> std::io::Result<bool> {
+fn has_opaque_entry(dir: &OwnedFd, belief: Belief) -> std::io::Result<bool> {
+    if !belief.dots() {
+        return Ok(false);
+    }
     let file = tree::find(dir, OsStr::new(marks::OPAQUE_FILE))?;
     Ok(file.is_some_and(|stat| stat.kind != Kind::Dir)
         || is_second_opaque(dir, OsStr::new(marks::SECOND_OPAQUE)))

@@ -11,9 +11,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use plyfs_fuse::options::XattrPermissions;
 use plyfs_fuse::owner::{OVERRIDE_NAMES, Override, override_name, shown_xattr};
 
+use super::marks::{Belief, Space};
 use crate::sys::tree;
 
-const SPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+const SPACES: [(&[u8], Space); 2] =
+    [(b"trusted.overlay.", Space::Trusted), (b"user.overlay.", Space::User)];
 const FOREIGN: [&[u8]; 3] =
     [b"trusted.fuseoverlayfs.", b"user.fuseoverlayfs.", b"security.fuseoverlayfs."];
 const CAPABILITY: &[u8] = b"security.capability";
@@ -23,6 +25,8 @@ const CAPABILITY: &[u8] = b"security.capability";
 pub(super) struct Attributes {
     /// Owner, mode and kind that replace those of the object.
     pub(super) record: Option<Override>,
+    /// There is one that is not believed.
+    pub(super) unbelieved: bool,
     /// The user's attributes, sorted by name.
     pub(super) user: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -32,38 +36,49 @@ pub(super) fn read(
     dir: BorrowedFd<'_>,
     name: &OsStr,
     names: &[OsString],
+    belief: Belief,
 ) -> io::Result<Attributes> {
     let mut attributes = Attributes::default();
-    for key in
-        OVERRIDE_NAMES.iter().map(OsStr::new).filter(|key| names.iter().any(|name| name == key))
-    {
+    let records = OVERRIDE_NAMES.iter().map(OsStr::new);
+    for key in records.filter(|key| names.iter().any(|name| name == key)) {
+        // Only privilege sets the others.
+        if !belief.records && key.as_bytes().starts_with(b"user.") {
+            attributes.unbelieved = true;
+            continue;
+        }
         if let Some(value) = tree::xattr(dir, name, key)? {
             attributes.record = attributes.record.or_else(|| Override::parse(&value));
         }
     }
     // The record under this name says that the security namespace is kept beside it.
     let beside = override_name(XattrPermissions::User).map(OsStr::new);
-    let mode = match names.iter().any(|name| Some(name.as_os_str()) == beside) {
+    let recorded = names.iter().any(|name| Some(name.as_os_str()) == beside);
+    let mode = match belief.records && recorded {
         true => XattrPermissions::User,
         false => XattrPermissions::Off,
     };
     for key in names {
-        let Some(shown) = shown(key, mode) else { continue };
+        let Some(shown) = shown(key, mode, belief) else { continue };
         let Some(value) = tree::xattr(dir, name, key)? else { continue };
         let value = if shown == CAPABILITY { without_root_id(value) } else { value };
         attributes.user.push((shown, value));
     }
     attributes.user.sort();
+    // The name of an overlay's mark can be there itself, and escaped.
+    attributes.user.dedup_by(|a, b| a.0 == b.0);
     Ok(attributes)
 }
 
 /// The name in the layer; `None` for what does not belong there.
-fn shown(key: &OsStr, mode: XattrPermissions) -> Option<Vec<u8>> {
+fn shown(key: &OsStr, mode: XattrPermissions, belief: Belief) -> Option<Vec<u8>> {
     let bytes = key.as_bytes();
-    for space in SPACES {
-        if let Some(rest) = bytes.strip_prefix(space) {
-            let rest = rest.strip_prefix(b"overlay.")?;
-            return Some([space, rest].concat());
+    for (prefix, space) in SPACES {
+        if let Some(rest) = bytes.strip_prefix(prefix) {
+            return match rest.strip_prefix(b"overlay.") {
+                Some(rest) => Some([prefix, rest].concat()),
+                // That of an overlay inside, which the one that shows the layer leaves alone.
+                None => (!belief.reads(space)).then(|| bytes.to_vec()),
+            };
         }
     }
     if FOREIGN.iter().any(|prefix| bytes.starts_with(prefix)) {
@@ -111,8 +126,25 @@ mod tests {
             ("user.fuseoverlayfs.origin", off, None),
             ("system.posix_acl_default", off, Some("system.posix_acl_default")),
         ] {
-            let shown = shown(OsStr::new(key), mode).map(|name| String::from_utf8(name).unwrap());
+            let shown = shown(OsStr::new(key), mode, Belief::ALL)
+                .map(|name| String::from_utf8(name).unwrap());
             assert_eq!(shown.as_deref(), name, "{key}");
+        }
+    }
+
+    #[test]
+    fn marks_that_the_mount_leaves_alone_are_the_users() {
+        let off = XattrPermissions::Off;
+        for (key, belief, kept) in [
+            ("user.overlay.opaque", Belief::kernel(false), true),
+            ("user.overlay.opaque", Belief::kernel(true), false),
+            ("trusted.overlay.opaque", Belief::kernel(false), false),
+            ("user.overlay.opaque", Belief::fuse(false), false),
+            ("user.overlay.opaque", Belief::ALL.whole_tree(), true),
+            ("trusted.overlay.opaque", Belief::ALL.whole_tree(), true),
+        ] {
+            let name = kept.then(|| key.as_bytes().to_vec());
+            assert_eq!(shown(OsStr::new(key), off, belief), name, "{key} {belief:?}");
         }
     }
 

@@ -102,13 +102,13 @@ impl Store {
     pub fn changes(&self, id: &LayerId) -> Result<Vec<Change>> {
         let record = self.get(id)?;
         self.settle_names(id)?;
-        let Parts { own, below } = self.driver.parts(id)?;
+        let (Parts { own, below }, belief) = (self.driver.parts(id)?, self.driver.belief());
         match self.driver.diffing(id)? {
-            Diffing::Native => changes::list(&own, &below),
+            Diffing::Native => changes::list_believing(&own, &below, belief),
             Diffing::Naive => {
                 let old = self.parent_tree(record.parent.as_deref())?;
                 let new = Tree { top: own, below };
-                Comparison { old: old.as_ref(), new: &new, since: made(&record) }.list()
+                Comparison { old: old.as_ref(), new: &new, since: made(&record), belief }.list()
             }
         }
     }
@@ -121,15 +121,16 @@ impl Store {
             return self.archive(id, out);
         }
         self.settle_names(id)?;
-        let Parts { own, below } = self.driver.parts(id)?;
+        let (Parts { own, below }, belief) = (self.driver.parts(id)?, self.driver.belief());
         match self.driver.diffing(id)? {
             Diffing::Native => {
-                diff::write(&Spec { upper: own, lowers: below, user_marks: false }, out)
+                let spec = Spec { upper: own, lowers: below, user_marks: false };
+                diff::write_believing(&spec, belief, out)
             }
             Diffing::Naive => {
                 let old = self.parent_tree(record.parent.as_deref())?;
                 let new = Tree { top: own, below };
-                Comparison { old: old.as_ref(), new: &new, since: made(&record) }.write(out)
+                Comparison { old: old.as_ref(), new: &new, since: made(&record), belief }.write(out)
             }
         }
     }

@@ -20,8 +20,7 @@ use crate::sys::tree::{self, Kind as OnDisk};
 pub(super) struct Below(Option<Stack>);
 
 impl Below {
-    pub(super) fn open(lowers: &[PathBuf]) -> Result<Below> {
-        let belief = if tree::has_initial_privilege() { Belief::Trusted } else { Belief::All };
+    pub(super) fn open(lowers: &[PathBuf], belief: Belief) -> Result<Below> {
         let Some((top, rest)) = lowers.split_first() else { return Ok(Below(None)) };
         Ok(Below(Some(Stack::open(top, rest, belief)?)))
     }
@@ -79,7 +78,8 @@ impl Below {
         };
         if let Some(stack) = &self.0 {
             let dir = stack.open_dir(found.spot.layer, &found.spot.dir)?;
-            let read = xattrs::read(dir.as_fd(), &found.spot.name, &found.marks.keys);
+            let read =
+                xattrs::read(dir.as_fd(), &found.spot.name, &found.marks.keys, stack.belief());
             let read = read.on("read xattrs", stack.path_of(&found.spot))?;
             if let Some(record) = read.record {
                 (entry.mode, entry.uid, entry.gid) = (record.mode, record.uid, record.gid);

@@ -67,7 +67,7 @@ impl<'a> Unpack<'a> {
         Ok(Unpack {
             target,
             limits,
-            below: Below::open(&target.lowers)?,
+            below: Below::open(&target.lowers, target.belief)?,
             dialect,
             brought,
             kept: None,
