@@ -134,9 +134,37 @@ fn marks_of_users(store: &driver_kit::Store) {
     }
 }
 
+/// What the kernel keeps for `rootid`, or for nobody in particular.
+fn capability(rootid: Option<u32>) -> Vec<u8> {
+    let mut value = vec![1, 0, 0, if rootid.is_some() { 3 } else { 2 }];
+    value.extend([0, 0x04, 0, 0]);
+    value.extend([0; 12]);
+    value.extend(rootid.into_iter().flat_map(u32::to_le_bytes));
+    value
+}
+
+fn capabilities_of_other_namespaces(store: &driver_kit::Store) {
+    if !has_many_ids() {
+        return;
+    }
+    let store = Box_(store);
+    let mut given = false;
+    worked(&store, |at| {
+        for name in ["own", "foreign"] {
+            fs::write(at.join(name), "x").unwrap();
+        }
+        given = set(at.join("own"), CAPABILITY, &capability(None));
+        set(at.join("foreign"), CAPABILITY, &capability(Some(1000)));
+    });
+    let found = diff(&store);
+    assert!(!found["foreign"].xattrs.contains_key(CAPABILITY));
+    assert_eq!(found["own"].xattrs.get(CAPABILITY), given.then(|| capability(None)).as_ref());
+}
+
 every_driver! {
     a_users_attribute_is_no_owner_or_kind, records_of_users;
     a_users_attributes_and_names_are_no_marks, marks_of_users;
+    capabilities_of_another_namespace_are_not_given_on, capabilities_of_other_namespaces;
 }
 
 /// In a tree that is one directory a device is a device, also 0:0, and nothing is moved or elsewhere.

@@ -60,7 +60,15 @@ pub(super) fn read(
     for key in names {
         let Some(shown) = shown(key, mode, belief) else { continue };
         let Some(value) = tree::xattr(dir, name, key)? else { continue };
-        let value = if shown == CAPABILITY { without_root_id(value) } else { value };
+        // Where they are kept beside a record there is one user only.
+        let value = match shown == CAPABILITY {
+            true => without_root_id(value, key.as_bytes() != CAPABILITY),
+            false => Some(value),
+        };
+        let Some(value) = value else {
+            log::warn!("{}: capabilities of another user namespace, left out", name.display());
+            continue;
+        };
         attributes.user.push((shown, value));
     }
     attributes.user.sort();
@@ -90,16 +98,18 @@ fn shown(key: &OsStr, mode: XattrPermissions, belief: Belief) -> Option<Vec<u8>>
     kept.then_some(name)
 }
 
-/// Capabilities given in a user namespace name its root, which means nothing in another place:
-/// revision 3 becomes revision 2 (linux/capability.h).
-fn without_root_id(value: Vec<u8>) -> Vec<u8> {
+/// Capabilities given in a user namespace name its root (revision 3, linux/capability.h), but for
+/// who reads them as that root: the kernel leaves the name out then (revision 2). So those that
+/// still have one were given by another root, which whoever makes a namespace is, and are worth
+/// nothing beside it: `None`, unless that root is known.
+fn without_root_id(value: Vec<u8>, known: bool) -> Option<Vec<u8>> {
     match value.as_slice() {
         [flags, a, b, 3, rest @ ..] if value.len() == 24 => {
-            let mut plain = vec![*flags, *a, *b, 2];
-            plain.extend_from_slice(&rest[..16]);
-            plain
+            let (sets, root) = rest.split_at(16);
+            let plain = [&[*flags, *a, *b, 2], sets].concat();
+            (known || root == [0; 4]).then_some(plain)
         }
-        _ => value,
+        _ => Some(value),
     }
 }
 
@@ -149,12 +159,15 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_lose_the_root_of_their_namespace() {
+    fn capabilities_of_an_unknown_root_are_nobodys() {
         let mut third = vec![1, 0, 0, 3];
         third.extend(4..24);
-        let second = without_root_id(third.clone());
+        assert_eq!(without_root_id(third.clone(), false), None);
+        let second = without_root_id(third.clone(), true).unwrap();
         assert_eq!((second.len(), &second[..4]), (20, &[1, 0, 0, 2][..]));
         assert_eq!(second[4..], third[4..20]);
-        assert_eq!(without_root_id(second.clone()), second);
+        assert_eq!(without_root_id(second.clone(), false).as_ref(), Some(&second));
+        third[20..].fill(0);
+        assert_eq!(without_root_id(third, false), Some(second));
     }
 }
