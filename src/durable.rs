@@ -34,6 +34,14 @@ pub fn read_text(path: &Path) -> io::Result<String> {
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "no UTF-8"))
 }
 
+/// Whether the name at `path` still leads to an open file.
+pub fn is_same(file: &File, path: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let ours = file.metadata().on("stat", path)?;
+    Ok(std::fs::metadata(path)
+        .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())))
+}
+
 /// Makes names made in, or taken from, a directory outlive a crash of the machine.
 pub fn sync_dir(path: &Path) -> Result<()> {
     publish::sync_dir(path).on("sync", path)

@@ -147,7 +147,7 @@ impl Store {
     /// Fills an empty read-only layer from a tar archive.
     pub fn apply(&self, id: &LayerId, archive: &mut dyn Read, limits: &Limits) -> Result<Applied> {
         let mut pending = self.begin(id)?;
-        if let Err(error) = self.may_apply(id).and_then(|()| pending.say(Work::Apply)) {
+        if let Err(error) = self.announce_apply(id, &mut pending) {
             pending.done()?;
             return Err(error);
         }
@@ -155,7 +155,14 @@ impl Store {
         self.settle(pending, id, Work::Apply, applied)
     }
 
-    fn may_apply(&self, id: &LayerId) -> Result<()> {
+    fn announce_apply(&self, id: &LayerId, pending: &mut Pending) -> Result<()> {
+        let (_held, users) = self.hold(id)?;
+        self.may_apply(id, users)?;
+        // Whoever mounts it next sees that.
+        pending.say(Work::Apply)
+    }
+
+    fn may_apply(&self, id: &LayerId, users: u64) -> Result<()> {
         // Whoever is making a record on this layer ends that first, and then sees that it is being filled.
         let _lock = self.lock()?;
         let record = self.get(id)?;
@@ -171,7 +178,6 @@ impl Store {
         if record.content.is_some() {
             return refuse("holds an archive already");
         }
-        let users = self.users(id)?;
         if users > 0 {
             return Err(mounted(id, users));
         }
@@ -252,17 +258,14 @@ impl Store {
 
     /// Takes the record away, by one rename. Returns its last name.
     fn unrecord(&self, id: &LayerId, pending: &mut Pending) -> Result<OsString> {
+        // Before the lock: whoever mounts it or takes a mount back may be at that for long.
+        let (_held, users) = self.hold(id)?;
         let _lock = self.lock()?;
-        match self.get(id) {
-            Err(Error::Corrupt { .. }) => self.is_ours(id)?,
-            other => drop(other?),
-        }
+        self.is_there(id)?;
         if let Some(child) = self.child_of(id)? {
             let by = format!("layer '{child}', which lies on it; remove that first");
             return Err(Error::InUse { kind: "layer", name: id.to_string(), by });
         }
-        // A record whose storage is lost can be removed too.
-        let users = if self.driver.exists(id)? { self.users(id)? } else { 0 };
         if users > 0 {
             return Err(mounted(id, users));
         }
@@ -286,6 +289,14 @@ impl Store {
         let missing = || Error::NotFound { kind: "layer", name: id.to_string() };
         let record = self.find(id)?.ok_or_else(missing)?;
         self.is_ours(id).map(|()| record)
+    }
+
+    /// Whether there is a layer that can be removed: also one whose record cannot be understood.
+    fn is_there(&self, id: &LayerId) -> Result<()> {
+        match self.get(id) {
+            Err(Error::Corrupt { .. }) => self.is_ours(id),
+            other => other.map(drop),
+        }
     }
 
     /// Refuses a layer that another driver keeps.

@@ -123,7 +123,7 @@ fn what_crashes_left_of_mounting_and_unmounting_is_cleared_away() {
     let names = || -> Vec<String> {
         let names =
             fs::read_dir(&run).unwrap().map(|x| x.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name != ".lock").collect()
+        names.filter(|name| name != "top.lock").collect()
     };
     let begun = serde_json::json!({
         "version": 1, "count": 0, "target": mount.target, "mount": 0, "device": [0, 0],
@@ -161,6 +161,6 @@ fn a_program_that_mounts_has_the_lock_too() {
     Cmd::new("sh").args(["-c", text, "sh"]).arg(&script).arg(&said).succeeds();
     counts.mount("top", &mount, &Server::Program(script)).unwrap_err();
     let held = fs::read_to_string(said).unwrap();
-    assert_eq!(held.trim_end(), store.sandbox.at("run/mounts/.lock").to_str().unwrap());
+    assert_eq!(held.trim_end(), store.sandbox.at("run/mounts/top.lock").to_str().unwrap());
     assert!(!mount.target.exists());
 }

@@ -19,6 +19,7 @@ mod driver_choice;
 mod driver_compare;
 mod driver_contract;
 mod driver_counts;
+mod driver_counts_more;
 mod driver_hosts;
 mod driver_kit;
 mod driver_layout;

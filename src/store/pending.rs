@@ -3,7 +3,7 @@
 //! store. The lock also keeps two processes from changing one layer at a time.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek};
+use std::io::{self, ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use crate::driver::LayerId;
@@ -76,14 +76,16 @@ impl Pending {
     }
 
     fn word(&mut self) -> Result<Option<Work>> {
-        // Anything else was never announced whole, so nothing was done after it.
-        let mut word = Vec::new();
-        (&self.file).take(16).read_to_end(&mut word).on("read", &self.path)?;
-        let length = self.file.metadata().on("stat", &self.path)?.len();
-        if length == REMOVE_LENGTH && word.iter().all(|byte| *byte == 0) {
-            return Ok(Some(Work::Remove));
+        word(&self.file).on("read", &self.path)
+    }
+
+    /// What is done to a layer, or was when a crash came.
+    pub(super) fn of(dir: &Path, id: &LayerId) -> Result<Option<Work>> {
+        let path = dir.join(id.as_str());
+        match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            file => file.and_then(|file| word(&file)).on("read", path),
         }
-        Ok(WORDS.iter().find(|(_, one)| one.as_bytes() == word).map(|(work, _)| *work))
     }
 
     /// What a crash left: the layer's name, the work, and the lock on it. Nothing of what somebody still does.
@@ -118,7 +120,7 @@ impl Pending {
                 return Ok(None);
             }
             // Whoever had it may have been done, and removed the name, since it was opened.
-            if is_same(&file, path)? {
+            if durable::is_same(&file, path)? {
                 return Ok(Some(Pending { path: path.to_path_buf(), file }));
             }
         }
@@ -130,11 +132,15 @@ impl Pending {
     }
 }
 
-fn is_same(file: &File, path: &Path) -> Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    let ours = file.metadata().on("stat", path)?;
-    Ok(std::fs::metadata(path)
-        .is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())))
+/// Anything else was never announced whole, so nothing was done after it.
+fn word(file: &File) -> io::Result<Option<Work>> {
+    let mut word = Vec::new();
+    file.take(16).read_to_end(&mut word)?;
+    if file.metadata()?.len() == REMOVE_LENGTH && word.iter().all(|byte| *byte == 0) {
+        return Ok(Some(Work::Remove));
+    }
+    // Anything else was never announced whole, so nothing was done after it.
+    Ok(WORDS.iter().find(|(_, one)| one.as_bytes() == word).map(|(work, _)| *work))
 }
 
 #[cfg(test)]

@@ -6,40 +6,35 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::{Record, SPLIT, Store};
+use super::pending::{Pending, Work};
+use super::{Record, SPLIT, Store, changing};
 use crate::driver::{Diffing, LayerId, MountOptions, Parts, View};
 use crate::error::{Error, Result};
 use crate::layer::changes::{self, Change, ChangeKind};
 use crate::layer::compare::{Comparison, Tree};
 use crate::layer::diff::{self, Spec};
 use crate::layer::split;
-use crate::mount::count::Counts;
+use crate::mount::count::{Counts, Held};
 use crate::mount::plan::{self, Server};
 
 impl Store {
     /// Mounts a layer, or takes part in the mount that is there. Returns where it is seen.
     pub fn mount(&self, id: &LayerId, options: &MountOptions) -> Result<PathBuf> {
+        self.get(id)?;
+        self.settle_names(id)?;
+        // Nobody begins to fill or remove it before its new user is counted.
+        let held = self.counts()?.hold(id.as_str())?;
         let record = self.get(id)?;
+        if Pending::of(&self.pending(), id)? == Some(Work::Apply) {
+            return Err(changing(id));
+        }
         let mut options = options.clone();
         options.read_only |= record.read_only;
         options.label = options.label.or(record.label);
-        let (view, counts) = (self.driver.view(id, &options)?, self.counts()?);
-        let path = match &view {
-            View::Path(path) => counts.take(id.as_str()).map(|()| path.clone())?,
-            View::Mount(mount) => {
-                self.settle_names(id)?;
-                counts.mount(id.as_str(), mount, &server())?
-            }
-        };
-        if self.find(id)?.is_some() {
-            return Ok(path);
+        match self.driver.view(id, &options)? {
+            View::Path(path) => held.take().map(|()| path),
+            View::Mount(mount) => held.mount(&mount, &server()),
         }
-        // It was removed meanwhile.
-        match &view {
-            View::Path(_) => drop(counts.give_back(id.as_str())?),
-            View::Mount(mount) => drop(counts.unmount(id.as_str(), &mount.target)?),
-        }
-        Err(Error::NotFound { kind: "layer", name: id.to_string() })
     }
 
     /// Takes one mount of a layer back; the last one unmounts it.
@@ -86,12 +81,23 @@ impl Store {
 
     /// How many have the layer mounted, or were given its directory.
     pub fn users(&self, id: &LayerId) -> Result<u64> {
-        let counts = self.counts()?;
-        let used = counts.used(id.as_str())?;
-        match self.driver.view(id, &MountOptions::default())? {
-            View::Path(_) => Ok(used),
-            View::Mount(mount) => Ok(used + counts.count(id.as_str(), &mount.target)?),
+        self.hold(id).map(|(_, users)| users)
+    }
+
+    /// Keeps everybody from mounting a layer and from taking mounts of it back; how many have it. One whose storage is lost
+    /// nobody has.
+    pub(super) fn hold(&self, id: &LayerId) -> Result<(Held, u64)> {
+        self.is_there(id)?;
+        let held = self.counts()?.hold(id.as_str())?;
+        if !self.driver.exists(id)? {
+            return Ok((held, 0));
         }
+        let used = held.used()?;
+        let mounted = match self.driver.view(id, &MountOptions::default())? {
+            View::Path(_) => 0,
+            View::Mount(mount) => held.count(&mount.target)?,
+        };
+        Ok((held, used.saturating_add(mounted)))
     }
 
     fn counts(&self) -> Result<Counts> {

@@ -231,8 +231,8 @@ impl Play {
                 list(&at, top, &mut names);
             }
         }
-        // The lock of the counts is there from the first mount on.
-        names.remove("run/.lock");
+        // The locks of the counts are there from the first use of a layer on.
+        names.retain(|name| !(name.starts_with("run/") && name.ends_with(".lock")));
         names
     }
 }

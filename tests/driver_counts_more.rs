@@ -1,0 +1,157 @@
+//! Counts of a layer's users against whoever fills or removes it, and at another layer.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use plyfs::driver::{Create, MountOptions};
+use plyfs::error::Error;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::common::needs::{self, Need};
+use crate::driver_kit::{self, id};
+use crate::every_driver;
+use crate::store_kit::{Box_, tree};
+
+/// Waits for something that is sure to come.
+fn until(what: &str, mut there: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !there() {
+        assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Where a layer is after it has been mounted.
+fn mounted(store: &Box_<'_>, name: &str) -> PathBuf {
+    PathBuf::from(store.does(&["layer", "mount", name]).stdout.trim_end())
+}
+
+/// Sends a signal to whoever serves a mount.
+fn signal_servers(at: &Path, signal: Signal) {
+    let mut found = 0;
+    for entry in fs::read_dir("/proc").unwrap() {
+        let dir = entry.unwrap().path();
+        let pid = dir.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
+        let line = fs::read(dir.join("cmdline")).unwrap_or_default();
+        if line.split(|byte| *byte == 0).any(|word| word == at.as_os_str().as_encoded_bytes()) {
+            kill_process(pid, signal).unwrap();
+            found += 1;
+        }
+    }
+    assert!(found > 0, "no process serves {}", at.display());
+}
+
+/// Whether a test that needs root and a driver may run; it has mounts of its own then.
+fn may_mount(test: &str, need: Need) -> bool {
+    let met = needs::met(test, &[Need::Root, need]);
+    if met {
+        crate::common::mount::own_namespace();
+    }
+    met
+}
+
+fn a_layer_that_is_filled_is_not_mounted(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let archive = fs::read(store.fill("base", None, &tree(store.0))).unwrap();
+    store.does(&["layer", "create", "--read-only", "filled"]);
+    let root = store.0.root();
+    let mut apply = Command::new(env!("CARGO_BIN_EXE_plyfs"))
+        .args(["--driver", store.0.driver.name(), "--root"])
+        .arg(&root)
+        .args(["layer", "apply", "filled"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut feed = apply.stdin.take().unwrap();
+    feed.write_all(&archive[..1024]).unwrap();
+    until("nobody announces the apply", || {
+        fs::read(root.join("pending/filled")).is_ok_and(|word| word == b"apply")
+    });
+    store.plyfs(&["layer", "mount", "filled"]).exits(1).complains("another plyfs process");
+    feed.write_all(&archive[1024..]).unwrap();
+    drop(feed);
+    assert!(apply.wait().unwrap().success());
+    let at = mounted(&store, "filled");
+    assert_eq!(fs::read_to_string(at.join("d/b")).unwrap(), "two\n");
+    store.does(&["layer", "umount", "filled"]);
+}
+
+fn whoever_has_a_layer_keeps_it_from_being_removed(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let (one, two) = (store.open().unwrap(), store.open().unwrap());
+    let (options, rounds) = (MountOptions::default(), 30);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let ended = || done.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended() {
+                let Ok(path) = one.mount(&id("x"), &options) else { continue };
+                std::thread::sleep(Duration::from_millis(3));
+                let there = path.is_dir();
+                one.unmount(&id("x")).unwrap();
+                assert!(there, "what was mounted has been removed");
+            }
+        });
+        for _ in 0..rounds {
+            two.create(&id("x"), None, &Create::default()).unwrap();
+            until("it is never removed", || match two.remove(&id("x")) {
+                Ok(()) => true,
+                Err(Error::InUse { .. }) => false,
+                Err(error) => panic!("{error}"),
+            });
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+every_driver! {
+    filled, a_layer_that_is_filled_is_not_mounted;
+    removed, whoever_has_a_layer_keeps_it_from_being_removed;
+}
+
+#[test]
+fn a_slow_unmount_keeps_nobody_from_other_layers() {
+    if !may_mount(crate::this_test!(), Need::Fuse) {
+        return;
+    }
+    let kit = driver_kit::Store::open("fuse-overlay");
+    let store = Box_(&kit);
+    store.fill("base", None, &tree(&kit));
+    for name in ["box", "other"] {
+        store.does(&["layer", "create", "--parent", "base", name]);
+    }
+    let at = mounted(&store, "box");
+    signal_servers(&at, Signal::STOP);
+    std::thread::scope(|scope| {
+        let (sent, gone) = std::sync::mpsc::channel();
+        let umount = store.plyfs(&["layer", "umount", "box"]);
+        let remove = store.plyfs(&["layer", "rm", "box"]);
+        // The namespace of this thread goes with it.
+        scope.spawn(move || drop(umount.succeeds()));
+        until("it is never unmounted", || !is_mounted(&at));
+        scope.spawn(move || drop((remove.run(), sent.send(()))));
+        std::thread::sleep(Duration::from_millis(300));
+        let start = Instant::now();
+        store.does(&["layer", "ls"]);
+        store.does(&["layer", "mount", "other"]);
+        store.does(&["layer", "umount", "other"]);
+        store.does(&["layer", "rm", "other"]);
+        let took = start.elapsed();
+        signal_servers(&at, Signal::CONT);
+        gone.recv().unwrap();
+        assert!(took < Duration::from_secs(4), "{took:?}");
+    });
+}
+
+/// In the table of the calling thread.
+fn is_mounted(at: &Path) -> bool {
+    let mut table = String::new();
+    File::open("/proc/thread-self/mountinfo").unwrap().read_to_string(&mut table).unwrap();
+    let field = format!(" {} ", at.display());
+    table.contains(&field)
+}
