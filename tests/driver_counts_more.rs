@@ -1,4 +1,4 @@
-//! Counts of a layer's users against whoever fills or removes it, and at another layer.
+//! Counts of a layer's users against whoever fills or removes it, in another way to the store, and at another layer.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -10,6 +10,7 @@ use plyfs::driver::{Create, MountOptions};
 use plyfs::error::Error;
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::common::cmd::Cmd;
 use crate::common::needs::{self, Need};
 use crate::driver_kit::{self, id};
 use crate::every_driver;
@@ -109,9 +110,34 @@ fn whoever_has_a_layer_keeps_it_from_being_removed(store: &driver_kit::Store) {
     });
 }
 
+fn counts_are_the_same_by_every_way_to_the_store(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    store.does(&["layer", "create", "alone"]);
+    let link = store.0.sandbox.at("link");
+    std::os::unix::fs::symlink(store.0.root(), &link).unwrap();
+    let other = |words: &[&str]| {
+        let run = store.0.sandbox.dir("other-run");
+        let cmd = Cmd::plyfs().env("XDG_RUNTIME_DIR", run).arg("--root").arg(&link);
+        cmd.args(["--driver", store.0.driver.name()]).args(words)
+    };
+    for name in ["box", "alone"] {
+        let at = mounted(&store, name);
+        other(&["layer", "rm", name]).exits(1).complains("its mount, 1 times");
+        other(&["layer", "mount", name]).succeeds();
+        other(&["layer", "umount", name]).succeeds();
+        assert!(at.is_dir(), "{name} is there for whoever has it still");
+        store.plyfs(&["layer", "rm", name]).exits(1).complains("its mount, 1 times");
+        store.does(&["layer", "umount", name]);
+        other(&["layer", "umount", name]).exits(1).complains("not found");
+    }
+}
+
 every_driver! {
     filled, a_layer_that_is_filled_is_not_mounted;
     removed, whoever_has_a_layer_keeps_it_from_being_removed;
+    ways, counts_are_the_same_by_every_way_to_the_store;
 }
 
 #[test]

@@ -21,13 +21,7 @@ impl Box_<'_> {
     /// The same with another driver.
     pub fn plyfs_on(&self, driver: &str, words: &[&str]) -> Cmd {
         let root = self.0.root();
-        let run = self.0.sandbox.dir("run");
-        Cmd::plyfs()
-            .env("XDG_RUNTIME_DIR", run)
-            .arg("--root")
-            .arg(root)
-            .args(["--driver", driver])
-            .args(words)
+        Cmd::plyfs().arg("--root").arg(root).args(["--driver", driver]).args(words)
     }
 
     /// One that succeeds.
@@ -49,7 +43,7 @@ impl Box_<'_> {
     /// The store, opened by this process.
     pub fn open(&self) -> plyfs::Result<Store> {
         let driver = driver_kit::open(self.0.driver.name(), &self.0.root());
-        Store::open(&self.0.root(), &self.0.sandbox.at("run/counts"), Arc::from(driver))
+        Store::open(&self.0.root(), &self.0.root().join("run"), Arc::from(driver))
     }
 }
 

@@ -1,8 +1,7 @@
 //! Which store a verb works on: the options before the verb, or after it.
 
 use std::collections::BTreeMap;
-use std::hash::{Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::driver::registry::{Config, PRIORITY, Registry, Selected};
@@ -34,7 +33,8 @@ impl StateArgs {
     pub fn open(&self) -> Result<Store> {
         let config = self.config()?;
         let selected = self.select(&config)?;
-        Store::open(&config.root, &run_directory(&config.root), Arc::from(selected.driver))
+        // In the store, so that whoever uses it finds the same counts, whatever he calls it.
+        Store::open(&config.root, &config.root.join("run"), Arc::from(selected.driver))
     }
 
     /// The driver that the store uses, and why.
@@ -62,17 +62,4 @@ pub(super) fn pairs(options: &[String]) -> Result<BTreeMap<String, String>> {
             _ => Err(Error::invalid(format!("option '{text}'"), "is not KEY=VALUE")),
         })
         .collect()
-}
-
-/// Where the mounts of the store at `root` are counted: a directory of its own in the run directory, in the store itself
-/// where there is none that we may write to.
-fn run_directory(root: &Path) -> PathBuf {
-    let mut hash = std::collections::hash_map::DefaultHasher::new();
-    root.hash(&mut hash);
-    let name = format!("{:016x}", hash.finish());
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let usable = |dir: &PathBuf| dir.is_absolute() && crate::sys::probe::may_write(dir);
-    let places = [Some(PathBuf::from("/run")), runtime];
-    let place = places.into_iter().flatten().find(usable);
-    place.map_or_else(|| root.join("run"), |place| place.join("plyfs").join(name))
 }

@@ -51,7 +51,11 @@ pub struct Held {
 struct Record {
     version: u32,
     count: u64,
+    /// Without symlinks.
     target: PathBuf,
+    /// The boot that it is of.
+    #[serde(default)]
+    boot: String,
     /// The kernel's numbers of the mount and its device: together they tell a mount from a later one at the same place.
     mount: u64,
     device: (u32, u32),
@@ -81,12 +85,12 @@ impl Record {
     /// Whether it counts this mount.
     fn counts(&self, found: &Record) -> bool {
         let key = |record: &Record| (record.version, record.mount, record.device);
-        key(self) == key(found) && self.target == found.target
+        key(self) == key(found) && self.target == found.target && self.boot == found.boot
     }
 }
 
 impl Counts {
-    /// Opens the directory that holds them, made when it is missing. It should not outlive a boot.
+    /// Opens the directory that holds them, made when it is missing. What it holds of another boot counts nothing.
     pub fn open(dir: &Path) -> Result<Counts> {
         change::make_dirs(dir, 0o700).on("create", dir)?;
         Ok(Counts(dir.to_path_buf()))
@@ -349,7 +353,8 @@ impl Held {
         Ok(table::topmost(&mounts, &real).map(|found| Record {
             version: VERSION,
             count: 1,
-            target: target.to_path_buf(),
+            target: real,
+            boot: boot(),
             mount: found.id,
             device: found.device,
         }))

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -58,10 +57,10 @@ impl Play {
     pub fn open(driver: &str) -> Play {
         let mut play = Play::bare(driver);
         super::scenes::write_archives(&play);
-        let (root, counts) = (play.store.root(), play.counts());
+        let root = play.store.root();
         play.store.driver = driver_kit::open(driver, &root);
         let driver = Arc::from(driver_kit::open(driver, &root));
-        play.library = Some(Store::open(&root, &counts, driver).unwrap());
+        play.library = Some(Store::open(&root, &root.join("run"), driver).unwrap());
         play.create("base", None, true);
         play.apply("base");
         play.opening.set(play.changes(play.own_driver(), &["layer", "ls"]));
@@ -135,17 +134,6 @@ impl Play {
         if self.library().find(&id(name)).unwrap().is_some() {
             self.library().remove(&id(name)).unwrap();
         }
-    }
-
-    /// Where the program counts mounts: as in `cli::state`.
-    fn counts(&self) -> PathBuf {
-        let mut hash = std::collections::hash_map::DefaultHasher::new();
-        self.store.root().hash(&mut hash);
-        let name = format!("{:016x}", hash.finish());
-        let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
-        let writable = rustix::fs::access("/run", access).is_ok();
-        let place = if writable { "/run".into() } else { self.store.sandbox.dir("run") };
-        place.join("plyfs").join(name)
     }
 
     /// The changes that a command makes, which is not killed.
@@ -226,13 +214,13 @@ impl Play {
 
     fn names(&self) -> Names {
         let mut names = Names::new();
-        for (top, at) in [("root", self.store.root()), ("run", self.counts())] {
-            if at.exists() {
-                list(&at, top, &mut names);
-            }
+        if self.store.root().exists() {
+            list(&self.store.root(), "root", &mut names);
         }
-        // The locks of the counts are there from the first use of a layer on.
-        names.retain(|name| !(name.starts_with("run/") && name.ends_with(".lock")));
+        // The counts and their locks are there from the first use of a layer on.
+        names.retain(|name| {
+            name != "root/run" && !(name.starts_with("root/run/") && name.ends_with(".lock"))
+        });
         names
     }
 }
@@ -243,7 +231,6 @@ impl Drop for Play {
             let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
             let _ = rustix::mount::unmount(target, flags);
         }
-        let _ = fs::remove_dir_all(self.counts());
     }
 }
 
