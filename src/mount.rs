@@ -5,6 +5,7 @@
 
 pub mod count;
 mod holder;
+mod namespace;
 pub mod plan;
 mod remount;
 pub mod serve;

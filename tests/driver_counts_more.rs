@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::cmd::Cmd;
 use crate::common::needs::{self, Need};
+use crate::common::rootless;
 use crate::driver_kit::{self, id};
 use crate::every_driver;
 use crate::store_kit::{Box_, tree};
@@ -134,7 +135,53 @@ fn counts_are_the_same_by_every_way_to_the_store(store: &driver_kit::Store) {
     }
 }
 
+/// A command on the store, in a mount namespace of its own; of an ordinary user in a user namespace of its own too, as are all
+/// that he starts by himself.
+fn elsewhere(store: &Box_<'_>, script: &str) -> Cmd {
+    let own = if rootless::inside() { "-Urm" } else { "-m" };
+    let text = r#"p() { "$PROGRAM" --root "$ROOT" --driver "$DRIVER" layer "$@"; }; "#;
+    Cmd::new("unshare")
+        .args([own, "sh", "-ec", &format!("{text}{script}")])
+        .env("PROGRAM", env!("CARGO_BIN_EXE_plyfs"))
+        .env("ROOT", store.0.root())
+        .env("DRIVER", store.0.driver.name())
+}
+
+fn a_mount_of_another_namespace_is_seen(store: &driver_kit::Store) {
+    let driver = store.driver.name();
+    if driver == "vfs" {
+        return;
+    }
+    let store = Box_(store);
+    elsewhere(&store, "p create base; p create --parent base box").succeeds();
+    let (up, end) = (store.0.sandbox.at("up"), store.0.sandbox.at("end"));
+    std::thread::scope(|scope| {
+        let script = r#"at=$(p mount box); echo kept > "$at/file"; : > "$UP"
+            until [ -e "$END" ]; do sleep 0.05; done; cat "$at/file"; p umount box"#;
+        let holder = elsewhere(&store, script).env("UP", &up).env("END", &end);
+        let holder = scope.spawn(|| holder.succeeds().stdout);
+        until("it is never mounted", || up.exists() || holder.is_finished());
+        let tried: Vec<_> = ["rm", "umount", "mount"]
+            .iter()
+            .map(|verb| (*verb, elsewhere(&store, &format!("p {verb} box")).run()))
+            .collect();
+        fs::write(&end, "").unwrap();
+        assert_eq!(holder.join().unwrap(), "kept\n");
+        for (verb, done) in tried {
+            let why = if verb == "rm" { "its mount, 1 times" } else { "another mount namespace" };
+            assert_eq!(done.status, 1, "{verb}: {}", done.story());
+            assert!(done.stderr.contains(why), "{verb}: {}", done.story());
+        }
+    });
+    // What goes with its namespace is nobody's; a server of ours keeps that.
+    if driver != "fuse-overlay" {
+        elsewhere(&store, "p mount box").succeeds();
+    }
+    elsewhere(&store, "p rm box").succeeds();
+}
+
 every_driver! {
+    namespaces, a_mount_of_another_namespace_is_seen;
     filled, a_layer_that_is_filled_is_not_mounted;
     removed, whoever_has_a_layer_keeps_it_from_being_removed;
     ways, counts_are_the_same_by_every_way_to_the_store;
@@ -158,8 +205,8 @@ fn a_slow_unmount_keeps_nobody_from_other_layers() {
         let umount = store.plyfs(&["layer", "umount", "box"]);
         let remove = store.plyfs(&["layer", "rm", "box"]);
         // The namespace of this thread goes with it.
-        scope.spawn(move || drop(umount.succeeds()));
-        until("it is never unmounted", || !is_mounted(&at));
+        let umount = scope.spawn(move || umount.run());
+        until("it is never unmounted", || !is_mounted(&at) || umount.is_finished());
         scope.spawn(move || drop((remove.run(), sent.send(()))));
         std::thread::sleep(Duration::from_millis(300));
         let start = Instant::now();
@@ -180,4 +227,41 @@ fn is_mounted(at: &Path) -> bool {
     File::open("/proc/thread-self/mountinfo").unwrap().read_to_string(&mut table).unwrap();
     let field = format!(" {} ", at.display());
     table.contains(&field)
+}
+
+#[test]
+fn a_mount_whose_server_has_ended_is_made_anew() {
+    if !may_mount(crate::this_test!(), Need::Fuse) {
+        return;
+    }
+    let kit = driver_kit::Store::open("fuse-overlay");
+    let store = Box_(&kit);
+    store.fill("base", None, &tree(&kit));
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    let at = mounted(&store, "box");
+    fs::write(at.join("new"), "kept").unwrap();
+    signal_servers(&at, Signal::KILL);
+    until("it is served still", || fs::read_dir(&at).is_err());
+    assert_eq!(mounted(&store, "box"), at);
+    assert_eq!(fs::read_to_string(at.join("new")).unwrap(), "kept");
+    store.does(&["layer", "umount", "box"]);
+    assert!(!at.exists());
+    mounted(&store, "box");
+    signal_servers(&at, Signal::KILL);
+    until("it is served still", || fs::read_dir(&at).is_err());
+    store.does(&["layer", "umount", "box"]);
+    store.does(&["layer", "rm", "box"]);
+}
+
+#[test]
+fn more_users_than_can_be_counted_are_refused() {
+    let kit = driver_kit::Store::open("vfs");
+    let store = Box_(&kit);
+    store.does(&["layer", "create", "alone"]);
+    mounted(&store, "alone");
+    let record = kit.root().join("run/alone.used");
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace("\"count\":1", &format!("\"count\":{}", u64::MAX))).unwrap();
+    store.plyfs(&["layer", "mount", "alone"]).exits(1).complains("as many as can be counted");
+    store.plyfs(&["layer", "rm", "alone"]).exits(1).complains("its mount");
 }

@@ -1,8 +1,9 @@
 //! How many users a layer's mount has, across processes: the first mounts, the last unmounts.
 //!
-//! A record a layer in the run directory, replaced whole, holds the count and which mount it counts. The table of mounts is
-//! the truth: a mount that is gone has no users, whatever the record says, and one without a record has one. So the run
-//! directory may be lost, and mounts may be taken away behind our back. A lock of each layer, `NAME.lock`, orders all processes:
+//! A record a layer in one directory, replaced whole, holds the count and which mount it counts. The table of mounts is
+//! the truth: a mount that is gone has no users, whatever the record says, and one without a record has one. So the directory
+//! may be lost, and mounts may be taken away behind our back. It is the table of the namespace that the mount was made in, as long
+//! as a process is there: elsewhere nobody mounts or unmounts the layer. A lock of each layer, `NAME.lock`, orders all processes:
 //! a mount that is slow to come or go keeps nobody from another layer.
 //!
 //! A layer that is seen without a mount has no such truth: `NAME.used` counts who was given its directory and has not given it back,
@@ -11,20 +12,25 @@
 //! Beside `NAME.json` there is `NAME.new` while a mount is made or taken away. Without somebody who has the lock it was left by
 //! a crash: whether the mount is there is seen, and if it is not, its directory goes ([`Counts::sweep`]).
 
+mod record;
+
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::namespace::Namespace;
 use super::plan::{self, Mount, Mounted, Server};
-use super::table;
+use super::table::{self, MountPoint};
 use crate::durable;
 use crate::error::{Context, Error, Result};
-use crate::sys::{self, change, publish};
+use crate::sys::{self, change, probe, publish};
+use record::{Begun, Record, Spelled, Used, VERSION, boot};
 
-/// Version of the record.
-const VERSION: u32 = 1;
 /// What follows the name: of a record, of one that is being written, of what is under way.
 const RECORD: &str = ".json";
 const UNFINISHED: &str = ".tmp";
@@ -33,6 +39,9 @@ const BEGUN: &str = ".new";
 const USED: &str = ".used";
 /// Of the lock on all that is noted of a layer.
 const LOCK: &str = ".lock";
+
+/// How long a server may take to tell that it is there. One that takes longer has not ended.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// The counts of one store.
 #[derive(Clone, Debug)]
@@ -46,47 +55,11 @@ pub struct Held {
     lock: File,
 }
 
-/// One mount that is counted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Record {
-    version: u32,
-    count: u64,
-    /// Without symlinks.
-    target: PathBuf,
-    /// The boot that it is of.
-    #[serde(default)]
-    boot: String,
-    /// The kernel's numbers of the mount and its device: together they tell a mount from a later one at the same place.
-    mount: u64,
-    device: (u32, u32),
-}
-
-/// How many use a directory.
-#[derive(Debug, Serialize, Deserialize)]
-struct Used {
-    version: u32,
-    count: u64,
-    boot: String,
-}
-
-/// What is noted while a mount is made or taken away.
-#[derive(Debug, Serialize, Deserialize)]
-struct Begun {
-    version: u32,
-    target: PathBuf,
-    /// What is left to do once it is gone, in the boot that this is noted in.
-    #[serde(default)]
-    unsettled: Option<PathBuf>,
-    #[serde(default)]
-    boot: String,
-}
-
-impl Record {
-    /// Whether it counts this mount.
-    fn counts(&self, found: &Record) -> bool {
-        let key = |record: &Record| (record.version, record.mount, record.device);
-        key(self) == key(found) && self.target == found.target && self.boot == found.boot
-    }
+/// What is mounted of a layer.
+struct Current {
+    record: Record,
+    /// Who has it, where that is not seen at the target from here.
+    away: Option<String>,
 }
 
 impl Counts {
@@ -143,7 +116,7 @@ impl Counts {
         work: impl FnOnce() -> Result<()>,
     ) -> Result<bool> {
         let held = self.hold(name)?;
-        match held.current(target)? {
+        match held.usable(target)? {
             Some(_) => Ok(false),
             None => work().map(|()| true),
         }
@@ -201,16 +174,18 @@ impl Held {
     /// Mounts, or takes part in the mount that is there. Returns where it is seen.
     pub fn mount(&self, mount: &Mount, server: &Server) -> Result<PathBuf> {
         let target = &mount.target;
-        let record = match self.current(target)? {
-            Some(record) => Record { count: record.count.saturating_add(1), ..record },
+        let record = match self.usable(target)? {
+            Some(Current { away: Some(by), .. }) => return Err(self.in_use(by)),
+            Some(Current { record, .. }) => Record { count: self.more(record.count)?, ..record },
             None => {
                 self.begin(target)?;
                 let made = plan::perform_under(mount, server, Some(&self.lock)).map(Mounted::keep);
                 let found = made.and_then(|_| {
-                    self.fresh(target)?.ok_or_else(|| {
+                    let found = seen(&real(target))?.ok_or_else(|| {
                         let gone = std::io::Error::other("gone again");
                         Error::io("mount", target, gone)
-                    })
+                    });
+                    found.map(|found| Record::of(&found))
                 });
                 if found.is_err() {
                     self.end()?;
@@ -230,10 +205,14 @@ impl Held {
 
     /// One user fewer; the last one takes the mount away. Returns how many are left.
     pub fn unmount(&self, target: &Path) -> Result<u64> {
-        let Some(record) = self.current(target)? else {
-            self.forget()?;
-            self.end()?;
-            return Err(Error::NotFound { kind: "mount of layer", name: self.name.clone() });
+        let record = match self.current(target)? {
+            Some(Current { away: Some(by), .. }) => return Err(self.in_use(by)),
+            Some(Current { record, .. }) => record,
+            None => {
+                self.forget()?;
+                self.end()?;
+                return Err(Error::NotFound { kind: "mount of layer", name: self.name.clone() });
+            }
         };
         if record.count > 1 {
             let record = Record { count: record.count - 1, ..record };
@@ -248,7 +227,7 @@ impl Held {
 
     /// One user more of a layer that is seen where it is.
     pub fn take(&self) -> Result<()> {
-        self.write_used(self.used()? + 1)
+        self.write_used(self.more(self.used()?)?)
     }
 
     /// One user fewer; whether there was one.
@@ -262,7 +241,7 @@ impl Held {
     /// How many use the layer's directory.
     pub fn used(&self) -> Result<u64> {
         let path = self.at(USED)?;
-        let bytes = match std::fs::read(&path) {
+        let bytes = match durable::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
             other => other.on("read", &path)?,
         };
@@ -271,9 +250,9 @@ impl Held {
         Ok(used.map_or(0, |used| used.count))
     }
 
-    /// How many users the mount has; none when it is not there.
+    /// How many users the mount has, in whatever namespace it is; none when it is not there.
     pub fn count(&self, target: &Path) -> Result<u64> {
-        Ok(self.current(target)?.map_or(0, |record| record.count))
+        Ok(self.current(target)?.map_or(0, |current| current.record.count))
     }
 
     fn write_used(&self, count: u64) -> Result<()> {
@@ -286,8 +265,13 @@ impl Held {
 
     /// Notes that something is about to be mounted at the target, or taken away from there.
     fn begin(&self, target: &Path) -> Result<()> {
-        let unsettled = plan::unsettled(target);
-        let begun = Begun { version: VERSION, target: target.into(), unsettled, boot: boot() };
+        let begun = Begun {
+            version: VERSION,
+            target: Spelled(real(target)),
+            unsettled: plan::unsettled(target).map(Spelled),
+            boot: boot(),
+            namespace: Namespace::ours(),
+        };
         self.write_new(BEGUN, &begun).map(drop)
     }
 
@@ -305,8 +289,8 @@ impl Held {
         [BEGUN, UNFINISHED].iter().try_for_each(|suffix| self.remove(suffix))
     }
 
-    /// Ends what a crash has left begun.
-    fn settle(&self) -> Result<()> {
+    /// Ends what a crash has left begun. Who has what is mounted, where that cannot be ended from here.
+    fn settle(&self) -> Result<Option<String>> {
         let path = self.at(BEGUN)?;
         let bytes = match durable::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
@@ -314,50 +298,94 @@ impl Held {
         };
         // One that is not understood was never finished, so nothing was done after it.
         if let Ok(begun) = serde_json::from_slice::<Begun>(&bytes) {
-            match self.fresh(&begun.target)? {
+            let (Spelled(target), ours) =
+                (begun.target, !begun.boot.is_empty() && begun.boot == boot());
+            let holder = || begun.namespace.holder(|mount| mount.target == target);
+            if let Some(by) = ours.then(holder).flatten() {
+                return Ok(Some(by));
+            }
+            match seen(&target)? {
                 None => {
-                    let unsettled =
-                        begun.unsettled.filter(|_| !begun.boot.is_empty() && begun.boot == boot());
-                    plan::after_crash(&begun.target, unsettled.as_deref());
+                    let unsettled = begun.unsettled.filter(|_| ours).map(|path| path.0);
+                    plan::after_crash(&target, unsettled.as_deref());
                     self.forget()?;
                 }
                 Some(found) if !self.at(RECORD)?.exists() => {
-                    return self.write(&found);
+                    return self.write(&Record::of(&found)).map(|()| None);
                 }
                 Some(_) => {}
             }
         }
-        self.end()
+        self.end().map(|()| None)
     }
 
-    /// The record of what is mounted now.
-    fn current(&self, target: &Path) -> Result<Option<Record>> {
-        self.settle()?;
-        let Some(fresh) = self.fresh(target)? else { return Ok(None) };
+    /// What is mounted now.
+    fn current(&self, target: &Path) -> Result<Option<Current>> {
+        let (begun, noted, target) = (self.settle()?, self.noted()?, real(target));
+        let away = match &noted {
+            _ if begun.is_some() => begun,
+            Some(noted) => self.away(noted, &target)?,
+            None => None,
+        };
+        if let (Some(record), Some(_)) = (&noted, &away) {
+            return Ok(Some(Current { record: record.clone(), away }));
+        }
+        let Some(found) = seen(&target)? else {
+            let begun = |by| Current { record: Record::nowhere(&target), away: Some(by) };
+            return Ok(away.map(begun));
+        };
+        let fresh = Record::of(&found);
+        let noted = noted.filter(|noted| noted.counts(&found) && noted.target == fresh.target);
+        let record = noted.map_or(fresh, |noted| Record { count: noted.count.max(1), ..noted });
+        Ok(Some(Current { record, away }))
+    }
+
+    /// What the record says, in this boot. One that is not understood counts nothing.
+    fn noted(&self) -> Result<Option<Record>> {
         let path = self.at(RECORD)?;
         let noted: Option<Record> = match durable::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
-            // One that is not understood counts nothing.
             other => serde_json::from_slice(&other.on("read", &path)?).ok(),
         };
-        let noted = noted.filter(|noted| noted.counts(&fresh));
-        Ok(Some(noted.map_or(fresh, |noted| Record { count: noted.count.max(1), ..noted })))
+        Ok(noted.filter(|noted| noted.version == VERSION && noted.boot == boot()))
     }
 
-    /// What is mounted at the target, with one user.
-    fn fresh(&self, target: &Path) -> Result<Option<Record>> {
-        let real = target.parent().and_then(|dir| dir.canonicalize().ok());
-        let real =
-            real.zip(target.file_name()).map_or(target.to_path_buf(), |(dir, name)| dir.join(name));
-        let mounts = table::read()?;
-        Ok(table::topmost(&mounts, &real).map(|found| Record {
-            version: VERSION,
-            count: 1,
-            target: real,
-            boot: boot(),
-            mount: found.id,
-            device: found.device,
-        }))
+    /// Who has the mount of a record, where it is not at the target but in another namespace, or at another place of ours.
+    fn away(&self, noted: &Record, target: &Path) -> Result<Option<String>> {
+        if let Some(by) = noted.namespace.holder(|mount| noted.counts(mount)) {
+            return Ok(Some(by));
+        }
+        if noted.target.0 == target {
+            return Ok(None);
+        }
+        let found = table::read()?.into_iter().find(|mount| noted.counts(mount));
+        let found = found.filter(|found| found.target != target);
+        Ok(found.map(|found| format!("its mount at {}", found.target.display())))
+    }
+
+    /// What is mounted now and can be used: what a server of ours has left at its death is taken away.
+    fn usable(&self, target: &Path) -> Result<Option<Current>> {
+        loop {
+            let current = self.current(target)?;
+            let here = current.as_ref().is_some_and(|current| current.away.is_none());
+            if !here || !seen(&real(target))?.is_some_and(|found| is_dead(&found)) {
+                return Ok(current);
+            }
+            log::warn!("layer '{}': the server of its mount has ended", self.name);
+            self.begin(target)?;
+            let taken = plan::take_away(target, true).and_then(|()| self.forget());
+            self.end()?;
+            taken?;
+        }
+    }
+
+    /// One user more than there are.
+    fn more(&self, count: u64) -> Result<u64> {
+        count.checked_add(1).ok_or_else(|| self.in_use("as many as can be counted".to_owned()))
+    }
+
+    fn in_use(&self, by: String) -> Error {
+        Error::InUse { kind: "layer", name: self.name.clone(), by }
     }
 
     fn write(&self, record: &Record) -> Result<()> {
@@ -380,15 +408,37 @@ impl Held {
     }
 }
 
+/// Without symlinks. The last name is not looked at: what is mounted there need not answer.
+fn real(target: &Path) -> PathBuf {
+    let dir = target.parent().and_then(|dir| dir.canonicalize().ok());
+    dir.zip(target.file_name()).map_or(target.to_path_buf(), |(dir, name)| dir.join(name))
+}
+
+/// What is mounted at a path without symlinks.
+fn seen(target: &Path) -> Result<Option<MountPoint>> {
+    Ok(table::topmost(&table::read()?, target).cloned())
+}
+
+/// Whether the server of a mount of ours has ended without it. It is asked by a thread, for one that is stopped keeps whoever
+/// asks waiting.
+fn is_dead(mount: &MountPoint) -> bool {
+    if !mount.is_ours() {
+        return false;
+    }
+    let (tell, told) = mpsc::channel();
+    let target = mount.target.clone();
+    // A receiver that waits no more is told nothing.
+    let asking = thread::Builder::new()
+        .spawn(move || tell.send(probe::filesystem_magic(&target)).unwrap_or_default());
+    let Ok(_) = asking else { return false };
+    let ends = [ErrorKind::NotConnected, ErrorKind::ConnectionAborted];
+    matches!(told.recv_timeout(ANSWERS_WITHIN), Ok(Err(error)) if ends.contains(&error.kind()))
+}
+
 /// Where something of a layer is noted.
 fn at(dir: &Path, name: &str, suffix: &str) -> Result<PathBuf> {
     if name.is_empty() || name.starts_with('.') || name.contains('/') {
         return Err(Error::invalid(format!("layer name '{name}'"), "names no file"));
     }
     Ok(dir.join(format!("{name}{suffix}")))
-}
-
-/// Which boot of the machine this is; nothing where that is not told.
-fn boot() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }

@@ -153,6 +153,7 @@ mod tests {
             kind: "fuse.plyfs".into(),
             source: "plyfs".into(),
             options: options.into(),
+            workdir: None,
         }
     }
 

@@ -29,6 +29,8 @@ pub struct MountPoint {
     pub source: OsString,
     /// Options of this mount and of the filesystem, separated by commas.
     pub options: String,
+    /// The scratch directory that the kernel's overlay has, whatever its name holds.
+    pub workdir: Option<PathBuf>,
 }
 
 impl MountPoint {
@@ -40,7 +42,12 @@ impl MountPoint {
 
 /// Every mount of this process's namespace, in the order they were made.
 pub fn read() -> Result<Vec<MountPoint>> {
-    parse(&std::fs::read(TABLE).on("read", TABLE)?)
+    of(Path::new(TABLE))
+}
+
+/// The same of the thread that a table belongs to.
+pub(super) fn of(table: &Path) -> Result<Vec<MountPoint>> {
+    parse(&std::fs::read(table).on("read", table)?)
 }
 
 /// The mount that is seen at exactly `target`.
@@ -68,6 +75,9 @@ fn parse_line(line: &[u8]) -> Option<MountPoint> {
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
     let (major, minor) = std::str::from_utf8(fields.get(2)?).ok()?.split_once(':')?;
+    // Before it is unescaped: names may have commas too.
+    let mut words = fields.get(dash + 3)?.split(|byte| *byte == b',');
+    let workdir = words.find_map(|word| word.strip_prefix(b"workdir="));
     Some(MountPoint {
         id: number(fields.first()?)?,
         parent: number(fields.get(1)?)?,
@@ -76,6 +86,7 @@ fn parse_line(line: &[u8]) -> Option<MountPoint> {
         kind: text(fields.get(dash + 1)?),
         source: OsString::from_vec(unescape(fields.get(dash + 2)?)),
         options: format!("{},{}", text(fields.get(5)?), text(fields.get(dash + 3)?)),
+        workdir: workdir.map(|name| PathBuf::from(OsString::from_vec(unescape(name)))),
     })
 }
 
@@ -113,18 +124,21 @@ mod tests {
         b"27 1 254:0 / / rw,relatime shared:1 master:2 - ext4 /dev/vda rw,discard\n\
         90 27 0:50 / /mnt/a\\040b rw,noatime - fuse.plyfs plyfs rw,user_id=0\n\
         91 90 0:51 / /mnt/a\\040b rw - tmpfs none rw\n\
-        92 27 0:52 / /mnt/c\\134d rw - fuse plyfs rw\n";
+        92 27 0:52 / /mnt/c\\134d rw - fuse plyfs rw\n\
+        93 27 0:53 / /mnt/o rw - overlay plyfs rw,upperdir=/a\\054b\xff/u,workdir=/a\\054b\xff/w,volatile\n";
 
     #[test]
     fn table_is_read() {
         let mounts = parse(SAMPLE).unwrap();
-        assert_eq!(mounts.len(), 4);
+        assert_eq!(mounts.len(), 5);
         assert_eq!((mounts[0].id, mounts[0].parent, mounts[0].is_ours()), (27, 1, false));
         assert_eq!((mounts[0].kind.as_str(), mounts[0].device), ("ext4", (254, 0)));
         assert_eq!(mounts[0].options, "rw,relatime,rw,discard");
         assert_eq!(mounts[1].target, Path::new("/mnt/a b"));
         assert!(mounts[1].is_ours() && mounts[3].is_ours());
         assert_eq!(mounts[3].target, Path::new("/mnt/c\\d"));
+        let workdir = mounts[4].workdir.as_ref().map(|path| path.as_os_str().as_encoded_bytes());
+        assert_eq!((&mounts[0].workdir, workdir), (&None, Some(&b"/a,b\xff/w"[..])));
     }
 
     #[test]
