@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -251,6 +252,36 @@ fn a_mount_whose_server_has_ended_is_made_anew() {
     until("it is served still", || fs::read_dir(&at).is_err());
     store.does(&["layer", "umount", "box"]);
     store.does(&["layer", "rm", "box"]);
+}
+
+/// A root with a name that says nothing to us and much to others.
+fn by_name(driver: &str, name: &[u8]) -> (driver_kit::Store, PathBuf) {
+    let kit = driver_kit::Store::open(driver);
+    let root = kit.sandbox.at(std::ffi::OsStr::from_bytes(name));
+    (kit, root)
+}
+
+#[test]
+fn a_root_may_have_any_name() {
+    if !may_mount(crate::this_test!(), Need::KernelOverlay) {
+        return;
+    }
+    let name = b"a,b=c d\\\xff";
+    for driver in ["overlay2", "fuse-overlay", "vfs"] {
+        let (_kit, root) = by_name(driver, name);
+        let plyfs = |words: &[&str]| {
+            Cmd::plyfs().arg("--root").arg(&root).args(["--driver", driver, "layer"]).args(words)
+        };
+        plyfs(&["create", "base"]).succeeds();
+        plyfs(&["create", "--parent", "base", "box"]).succeeds();
+        // A volatile mount leaves a mark, which goes with it.
+        let volatile: &[&str] = if driver == "overlay2" { &["-o", "volatile"] } else { &[] };
+        for _ in 0..2 {
+            plyfs(&[&["mount"], volatile, &["box"]].concat()).succeeds();
+            plyfs(&["umount", "box"]).succeeds();
+        }
+        plyfs(&["rm", "box"]).succeeds();
+    }
 }
 
 #[test]

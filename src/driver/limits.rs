@@ -26,7 +26,7 @@ struct Limits {
 /// Reads the limits of the layer in a directory.
 pub(super) fn read(dir: &Path) -> Result<Quota> {
     let path = dir.join(FILE);
-    let bytes = match std::fs::read(&path) {
+    let bytes = match durable::read(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Quota::default()),
         other => other.on("read", &path)?,
     };
@@ -67,5 +67,7 @@ mod tests {
             std::fs::write(dir.path().join(FILE), text).unwrap();
             assert!(matches!(read(dir.path()), Err(Error::Corrupt { .. })), "{text}");
         }
+        std::fs::File::create(dir.path().join(FILE)).unwrap().set_len(1 << 40).unwrap();
+        assert!(read(dir.path()).unwrap_err().to_string().contains("larger than 8 MiB"));
     }
 }

@@ -210,9 +210,9 @@ fn by_numbers(mount: &Mount, why: &io::Error) -> Result<io::Result<()>> {
 /// on disk. The directory that has it.
 pub(super) fn marks(mount: &MountPoint) -> Option<PathBuf> {
     let mut words = mount.options.split(',');
-    let volatile = words.clone().any(|word| word == "volatile" || word == "fsync=volatile");
-    let work = words.find_map(|word| word.strip_prefix("workdir="))?;
-    (mount.kind == "overlay" && volatile).then(|| Path::new(work).join("work/incompat"))
+    let volatile = words.any(|word| word == "volatile" || word == "fsync=volatile");
+    let work = mount.workdir.as_ref()?;
+    (mount.kind == "overlay" && volatile).then(|| work.join("work/incompat"))
 }
 
 /// Writes out what was written through a volatile mount, after an orderly end, and removes its mark.
