@@ -181,7 +181,27 @@ fn a_mount_of_another_namespace_is_seen(store: &driver_kit::Store) {
     elsewhere(&store, "p rm box").succeeds();
 }
 
+fn options_are_honoured_or_refused(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.does(&["layer", "create", "alone"]);
+    for words in [&["-o", "ro"][..], &["--label", "foo"]] {
+        let mount = [&["layer", "mount"], words, &["alone"]].concat();
+        store.plyfs(&mount).exits(1).complains("options for layer 'alone'");
+    }
+    store.does(&["layer", "rm", "alone"]);
+    store.fill("base", None, &tree(store.0));
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    mounted(&store, "box");
+    if store.0.driver.name() != "vfs" {
+        let again = store.does(&["layer", "mount", "-o", "ro", "box"]);
+        assert!(again.stderr.contains("mounted already"), "{}", again.story());
+        store.does(&["layer", "umount", "box"]);
+    }
+    store.does(&["layer", "umount", "box"]);
+}
+
 every_driver! {
+    options, options_are_honoured_or_refused;
     namespaces, a_mount_of_another_namespace_is_seen;
     filled, a_layer_that_is_filled_is_not_mounted;
     removed, whoever_has_a_layer_keeps_it_from_being_removed;

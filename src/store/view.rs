@@ -28,12 +28,24 @@ impl Store {
         if Pending::of(&self.pending(), id)? == Some(Work::Apply) {
             return Err(changing(id));
         }
+        let asked = options.label.is_some() || options.read_only || !options.extra.is_empty();
         let mut options = options.clone();
         options.read_only |= record.read_only;
         options.label = options.label.or(record.label);
         match self.driver.view(id, &options)? {
+            View::Path(_) if asked => {
+                let why = "it is seen as its own directory, without a mount that could have any";
+                Err(Error::invalid(format!("options for layer '{id}'"), why))
+            }
             View::Path(path) => held.take().map(|()| path),
-            View::Mount(mount) => held.mount(&mount, &server()),
+            View::Mount(mount) => {
+                if asked && held.count(&mount.target)? > 0 {
+                    log::warn!(
+                        "layer '{id}' is mounted already, and stays with the options that it has"
+                    );
+                }
+                held.mount(&mount, &server())
+            }
         }
     }
 
