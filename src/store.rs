@@ -5,6 +5,7 @@
 //! | `<driver>/` | what the driver keeps |
 //! | `layers/<id>/layer.json` | the record of a layer ([`Record`]), beside it `tar-split.gz` |
 //! | `pending/<id>` | work under way, in the room `pending` |
+//! | `run/<id>.*` | who has it mounted, as [`Store::open`] is told: [`Counts`] |
 //! | `lock` | held while records are looked at and changed together; never during slow work |
 //!
 //! A record never names missing storage: storage is made first and removed last. A crash leaves at most a pending file,
