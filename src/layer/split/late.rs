@@ -76,7 +76,8 @@ impl Late {
     /// Where the data of a line is, if the file went.
     pub(super) fn find(&self, path: &[u8], position: u64) -> Option<(u64, u64)> {
         let gone = self.by_path.get(&self.hasher.hash_one(path))?;
-        let first = gone.iter().find(|gone| gone.position > position)?;
+        // Positions only grow.
+        let first = gone.get(gone.partition_point(|gone| gone.position <= position))?;
         Some((first.offset, first.length))
     }
 
@@ -92,5 +93,22 @@ fn data_from(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
         Ok(start) => Ok(Some((start, sys::lseek(file, start, Seek::Hole)?))),
         Err(error) if sys::errno(&error) == sys::ENXIO => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_finds_what_went_first_after_it() {
+        let mut late = Late::new(File::open("/dev/null").unwrap());
+        let gone = [3, 3, 7, 12].into_iter().zip(0..);
+        let gone = gone.map(|(position, offset)| Gone { position, offset, length: 1 }).collect();
+        late.by_path.insert(late.hasher.hash_one(&b"a"[..]), gone);
+        for (position, offset) in [(0, 0), (2, 0), (3, 2), (6, 2), (7, 3), (11, 3)] {
+            assert_eq!(late.find(b"a", position), Some((offset, 1)), "{position}");
+        }
+        assert_eq!((late.find(b"a", 12), late.find(b"b", 0)), (None, None));
     }
 }
