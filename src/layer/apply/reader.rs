@@ -141,6 +141,18 @@ impl Reader<'_, '_> {
         Ok(block)
     }
 
+    /// A block of a map of holes of which `length` bytes were read.
+    fn map_block(&mut self, entry: &Entry, length: &mut usize) -> Result<[u8; BLOCK]> {
+        *length += BLOCK;
+        match *length <= sparse::MAP {
+            true => self.needed(&entry.name),
+            false => {
+                let most = sparse::MAP;
+                Err(entry.wrong(format!("has a map of its data of more than {most} bytes")))
+            }
+        }
+    }
+
     /// A block that has to be there.
     fn needed(&mut self, name: &[u8]) -> Result<[u8; BLOCK]> {
         self.block()?.ok_or_else(|| about(name, "is cut off"))
@@ -211,8 +223,9 @@ impl Reader<'_, '_> {
                 let size = header::number(&block[483..495], "size").map_err(wrong)?;
                 let mut reading = Reading::default();
                 let mut more = reading.gnu(block, true).map_err(wrong)?;
+                let mut length = 0;
                 while more {
-                    let block = self.needed(&entry.name)?;
+                    let block = self.map_block(entry, &mut length)?;
                     more = reading.gnu(&block, false).map_err(wrong)?;
                 }
                 (size, reading)
@@ -240,14 +253,14 @@ impl Reader<'_, '_> {
     }
 
     fn map_in_front(&mut self, entry: &mut Entry) -> Result<Reading> {
-        let mut lines = Lines::default();
+        let (mut lines, mut read) = (Lines::default(), 0);
         loop {
             let length = u64::try_from(BLOCK).unwrap_or(0);
             entry.stored = entry
                 .stored
                 .checked_sub(length)
                 .ok_or_else(|| entry.wrong("has a map of its data that is wrong"))?;
-            let block = self.needed(&entry.name)?;
+            let block = self.map_block(entry, &mut read)?;
             if !lines.take(&block).map_err(|wrong| entry.wrong(wrong))? {
                 return Ok(lines.map());
             }

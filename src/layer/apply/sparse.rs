@@ -8,6 +8,10 @@ const BLOCK_SIZE: u64 = 512;
 
 /// Pieces of data in a file, as a bound for memory.
 const PIECES: usize = 500_000;
+/// Bytes that a map of these many may take in the archive, which are kept for the record.
+pub(super) const MAP: usize = 48 * PIECES;
+/// Digits of the largest number.
+const DIGITS: u32 = 20;
 
 /// Where data lies in a file: from, how much. In order, without overlap, within the size.
 pub(super) type Map = Vec<(u64, u64)>;
@@ -24,6 +28,9 @@ impl Reading {
     pub(super) fn gnu(&mut self, block: &[u8; BLOCK], first: bool) -> Result<bool, Wrong> {
         let (fields, more) =
             if first { (&block[386..482], block[482]) } else { (&block[..504], block[504]) };
+        if !first && fields[0] == 0 {
+            return Err("has a map of its data that is wrong".into());
+        }
         for field in fields.chunks_exact(24) {
             if field[0] == 0 {
                 break;
@@ -124,6 +131,7 @@ pub(super) struct Lines {
     map: Reading,
     left: Option<u64>,
     number: Option<u64>,
+    digits: u32,
 }
 
 impl Lines {
@@ -136,9 +144,14 @@ impl Lines {
                     let sum = self.number.unwrap_or(0).checked_mul(10).ok_or_else(wrong)?;
                     let sum = sum.checked_add(u64::from(byte - b'0')).ok_or_else(wrong)?;
                     self.number = Some(sum);
+                    self.digits += 1;
+                    if self.digits > DIGITS {
+                        return Err(wrong());
+                    }
                 }
                 b'\n' => {
                     let number = self.number.take().ok_or_else(wrong)?;
+                    self.digits = 0;
                     match &mut self.left {
                         None => self.left = Some(number.checked_mul(2).ok_or_else(wrong)?),
                         Some(left) => {
