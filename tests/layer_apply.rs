@@ -241,6 +241,18 @@ as_both! { default_acls_do_not_reach_what_the_archive_brings, || {
     assert_eq!(place.at("d/f").metadata().unwrap().permissions().mode() & 0o777, 0o644);
 } }
 
+as_both! { groups_follow_what_an_entry_of_the_root_says, || {
+    for place in [Place::new(), Place::removing()] {
+        let root = |tar: Tar, mode: &str, gid: &[u8]| tar.pax(&[("gid", gid)]).dir_mode("./", mode);
+        let tar = root(tar().file("f1", ""), "0002755", b"1000").file("f2", "").dir("d").file("d/f3", "");
+        place.applied(root(tar, "0000755", b"7").file("f4", "").symlink("l", "f4"));
+        for path in ["f1", "f2", "d", "d/f3", "f4", "l"] {
+            let meta = fs::symlink_metadata(place.at(path)).unwrap();
+            assert_eq!((meta.uid(), meta.gid()), (0, 0), "{path}");
+        }
+    }
+} }
+
 #[test]
 fn devices_are_noted_where_only_owners_can_be_set() {
     crate::needs!(UserNs);

@@ -256,7 +256,8 @@ impl<'a> Unpack<'a> {
         let acl = has_default_acl(self.dirs.fd()).at("read xattrs of", &self.dirs, b"")?;
         let (is_root, records) = (self.is_root, self.target.owners == Owners::Record);
         let top = self.dirs.top_mut();
-        top.acl = acl;
+        // What is made in it may belong to another now.
+        (top.acl, top.fresh) = (acl, None);
         top.times = (entry.atime.unwrap_or(entry.mtime), entry.mtime);
         top.changed = true;
         top.mode = None;
