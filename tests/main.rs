@@ -31,6 +31,7 @@ mod driver_selection;
 mod faults;
 mod fuzzing;
 mod layer_apply;
+mod layer_apply_below;
 mod layer_apply_bounds;
 mod layer_apply_hostile;
 mod layer_apply_kit;

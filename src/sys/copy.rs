@@ -172,8 +172,8 @@ fn file_type(kind: Kind) -> FileType {
     }
 }
 
-/// Copies the parts that are not holes.
-fn data(from: &File, to: &File, size: u64) -> io::Result<()> {
+/// Copies the first `size` bytes but for holes, to a new file.
+pub fn data(from: &File, to: &File, size: u64) -> io::Result<()> {
     let mut at = 0;
     while at < size {
         let (start, end) = match rustix::fs::seek(from, SeekFrom::Data(at)) {

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use plyfs_fuse::owner::OverrideKind;
 use plyfs_fuse::sys;
 
 use super::dirs::At;
@@ -14,6 +15,7 @@ use crate::error::{Context, Error, Result};
 use crate::layer::marks::Belief;
 use crate::layer::stack::{Found, Place, Stack};
 use crate::layer::xattrs;
+use crate::sys::copy;
 use crate::sys::tree::{self, Kind as OnDisk};
 
 /// The lower layers as an overlay merges them.
@@ -83,6 +85,7 @@ impl Below {
             let read = read.on("read xattrs", stack.path_of(&found.spot))?;
             if let Some(record) = read.record {
                 (entry.mode, entry.uid, entry.gid) = (record.mode, record.uid, record.gid);
+                (entry.kind, entry.device) = recorded(record.kind, &entry);
             }
             entry.xattrs = read.user;
         }
@@ -161,24 +164,27 @@ impl Unpack<'_> {
                 };
                 let shown = stack.path_of(spot);
                 let dir = stack.open_dir(spot.layer, &spot.dir)?;
-                let (mut from, _) = tree::open_file(&*dir, &spot.name).on("open", &shown)?;
-                let mut file = self.create(name, 0o600)?;
-                std::io::copy(&mut from, &mut file).on("copy", shown)?;
+                let (from, stat) = tree::open_file(&*dir, &spot.name).on("open", &shown)?;
+                self.count(stat.size)?;
+                let file = self.create(name, 0o600)?;
+                copy::data(&from, &file, stat.size).on("copy", shown)?;
                 return self.dress(&file, name, &entry, 0o600);
             }
             Kind::Symlink => sys::symlink(self.dirs.fd(), name, OsStr::from_bytes(&entry.link)),
             Kind::Dir | Kind::Link => return Err(entry.wrong("is a directory in a lower layer")),
-            Kind::Char | Kind::Block | Kind::Fifo => {
-                let device = crate::sys::unpack::device(entry.device.0, entry.device.1);
-                let kind = match entry.kind {
-                    Kind::Char => sys::S_IFCHR,
-                    Kind::Block => sys::S_IFBLK,
-                    _ => sys::S_IFIFO,
-                };
-                sys::mknod(self.dirs.fd(), name, kind | 0o600, device)
-            }
+            Kind::Char | Kind::Block | Kind::Fifo => return self.node(&entry, name),
         };
         made.at("copy", &self.dirs, name.as_bytes())?;
         self.dress_at(&entry, name)
+    }
+}
+
+/// The kind and device of an object, of which a record may say another. Only regular files stand for others.
+fn recorded(kind: Option<OverrideKind>, entry: &Entry) -> (Kind, (u32, u32)) {
+    match kind.filter(|_| entry.kind == Kind::File) {
+        Some(OverrideKind::Char(major, minor)) => (Kind::Char, (major, minor)),
+        Some(OverrideKind::Block(major, minor)) => (Kind::Block, (major, minor)),
+        Some(OverrideKind::Pipe | OverrideKind::Socket) => (Kind::Fifo, entry.device),
+        _ => (entry.kind, entry.device),
     }
 }

@@ -137,10 +137,7 @@ impl<'a> Unpack<'a> {
         let names = clean(&entry.name);
         self.check_names(entry, &names)?;
         if entry.kind == Kind::File && entry.size > 0 {
-            self.size = self.size.saturating_add(entry.size);
-            if self.size > self.limits.bytes {
-                return Err(beyond("bytes", self.limits.bytes, "bytes"));
-            }
+            self.count(entry.size)?;
         } else if let Some(record) = &mut self.record {
             record.entry(&entry.name)?;
         }
@@ -170,6 +167,15 @@ impl<'a> Unpack<'a> {
             _ => self.dirs.path_of(name.as_bytes()),
         };
         self.bring(&path)
+    }
+
+    /// Counts bytes of a file.
+    pub(super) fn count(&mut self, bytes: u64) -> Result<()> {
+        self.size = self.size.saturating_add(bytes);
+        match self.size > self.limits.bytes {
+            true => Err(beyond("bytes", self.limits.bytes, "bytes")),
+            false => Ok(()),
+        }
     }
 
     fn check_names(&self, entry: &Entry, names: &[&[u8]]) -> Result<()> {
@@ -369,7 +375,7 @@ impl<'a> Unpack<'a> {
     }
 
     /// Makes a device or a fifo, or what stands for one.
-    fn node(&mut self, entry: &Entry, name: &OsStr) -> Result<()> {
+    pub(super) fn node(&mut self, entry: &Entry, name: &OsStr) -> Result<()> {
         let kind = match entry.kind {
             Kind::Char => sys::S_IFCHR,
             Kind::Block => sys::S_IFBLK,
