@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use plyfs::layer::apply::Limits;
+
 use crate::layer_apply_kit::{Place, Tar};
 
 fn tar() -> Tar {
@@ -70,4 +72,32 @@ fn maps_of_holes_are_bounded() {
         place.applied(archive);
         assert_eq!(place.tree().len(), 1, "{name}");
     }
+}
+
+#[test]
+fn paths_are_bounded() {
+    let name = "n".repeat(250);
+    let long = |names: usize| vec![name.as_str(); names].join("/");
+    for (archive, why) in [
+        (
+            tar().pax(&[("path", long(17).as_bytes())]).dir("d"),
+            "has a path of more than 4095 bytes, the limit 'path'",
+        ),
+        (
+            tar()
+                .pax(&[("linkpath", long(15).as_bytes())])
+                .symlink("l", "")
+                .file(&format!("l/{}/f", "m".repeat(90)), "")
+                .pax(&[("path", format!("l/{}/f", long(2)).as_bytes())])
+                .file("f", ""),
+            "leads to more than 4095 bytes, the limit 'path'",
+        ),
+    ] {
+        let refusal = Place::new().refusal(&archive.end());
+        assert!(refusal.contains(why), "{refusal:?} instead of {why:?}");
+    }
+    let place = Place { limits: Limits { path: 5, ..Limits::default() }, ..Place::new() };
+    place.applied(tar().file("a/b/c", ""));
+    let refusal = place.refusal(&tar().file("a/b/cd", "").end());
+    assert!(refusal.contains("has a path of more than 5 bytes, the limit 'path'"), "{refusal}");
 }

@@ -68,6 +68,8 @@ pub struct Limits {
     pub depth: u64,
     /// Bytes of one name.
     pub name: u64,
+    /// Bytes of a path.
+    pub path: u64,
     /// Bytes of memory that a zstd frame may want as its window.
     pub window: u64,
 }
@@ -82,6 +84,7 @@ impl Default for Limits {
             entries: 10_000_000,
             depth: 1024,
             name: 255,
+            path: 4095,
             window: 32 << 20,
         }
     }

@@ -15,8 +15,9 @@ use crate::error::{Context, Error, Result};
 use crate::layer::stack::Place;
 use crate::sys::unpack::{self, Moment};
 
-/// Directories that are open at a time, besides the root; those above are opened again when they are needed.
-const KEPT_OPEN: usize = 64;
+/// Directories that are open at a time, besides the root; those above are opened again when they are needed, and looked
+/// up again in the lower layers.
+pub(super) const KEPT_OPEN: usize = 64;
 
 /// How a directory is opened.
 pub(super) const DIR: i32 = sys::O_RDONLY | sys::O_DIRECTORY;
@@ -67,6 +68,8 @@ pub(super) struct Dirs {
     root: PathBuf,
     root_fd: OwnedFd,
     dirs: Vec<Dir>,
+    /// Bytes of the names, with what divides them.
+    bytes: usize,
 }
 
 impl Dirs {
@@ -75,7 +78,7 @@ impl Dirs {
         let again = sys::open(&root_fd, OsStr::new("."), DIR).on("open", root)?;
         let stat = sys::fstat(&again).on("stat", root)?;
         let dirs = vec![Dir::new(b"", again, &stat)];
-        Ok(Dirs { root: root.to_path_buf(), root_fd, dirs })
+        Ok(Dirs { root: root.to_path_buf(), root_fd, dirs, bytes: 0 })
     }
 
     pub(super) fn root(&self) -> BorrowedFd<'_> {
@@ -85,6 +88,11 @@ impl Dirs {
     /// How many directories below the root.
     pub(super) fn depth(&self) -> usize {
         self.dirs.len() - 1
+    }
+
+    /// About how many bytes their path has.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.saturating_sub(1)
     }
 
     /// How many of these names are on the way from the root.
@@ -133,9 +141,10 @@ impl Dirs {
 
     /// Goes into a directory of the last one.
     pub(super) fn push(&mut self, dir: Dir) {
+        self.bytes += dir.name.len() + 1;
         self.dirs.push(dir);
         if let Some(above) = self.dirs.len().checked_sub(KEPT_OPEN + 1).filter(|at| *at > 0) {
-            self.dirs[above].fd = None;
+            (self.dirs[above].fd, self.dirs[above].below) = (None, None);
         }
     }
 
@@ -143,7 +152,8 @@ impl Dirs {
     pub(super) fn keep(&mut self, depth: usize) -> Result<()> {
         while self.depth() > depth {
             self.leave()?;
-            self.dirs.pop();
+            let left = self.dirs.pop();
+            self.bytes -= left.map_or(0, |dir| dir.name.len() + 1);
             if self.top().fd.is_none() {
                 let path = self.path();
                 let fd = sys::open_beneath(&self.root_fd, Path::new(OsStr::from_bytes(&path)), DIR);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use plyfs_fuse::owner::OverrideKind;
 use plyfs_fuse::sys;
 
-use super::dirs::At;
+use super::dirs::{At, KEPT_OPEN};
 use super::reader::{Entry, Kind};
 use super::unpack::Unpack;
 use crate::error::{Context, Error, Result};
@@ -116,8 +116,9 @@ impl Unpack<'_> {
 
     /// Where the lower layers have the last directory.
     fn places(&mut self) -> Result<Vec<Place>> {
-        let mut places = Vec::new();
-        for at in 0..=self.dirs.depth() {
+        let (mut places, depth) = (Vec::new(), self.dirs.depth());
+        let known = self.dirs.all().iter().rposition(|dir| dir.below.is_some()).unwrap_or(0);
+        for at in known..=depth {
             let dir = &self.dirs.all()[at];
             places = match &dir.below {
                 Some(known) => known.clone(),
@@ -128,7 +129,9 @@ impl Unpack<'_> {
                     self.below.find(&places, &name)?.map_or_else(Vec::new, |found| found.dirs)
                 }
             };
-            self.dirs.all()[at].below = Some(places.clone());
+            if at == 0 || depth - at < KEPT_OPEN {
+                self.dirs.all()[at].below = Some(places.clone());
+            }
         }
         Ok(places)
     }

@@ -184,6 +184,13 @@ impl<'a> Unpack<'a> {
         if length(names.len()) > depth {
             return Err(entry.wrong(format!("has more than {depth} names, the limit 'depth'")));
         }
+        let (path, bytes) =
+            (self.limits.path, names.iter().map(|name| name.len() + 1).sum::<usize>());
+        if length(bytes.saturating_sub(1)) > path {
+            return Err(
+                entry.wrong(format!("has a path of more than {path} bytes, the limit 'path'"))
+            );
+        }
         // A deletion of the longest name has a longer one.
         let plain =
             |name: &[u8]| name.strip_prefix(whiteout::PREFIX).map_or(name.len(), <[u8]>::len);

@@ -86,6 +86,12 @@ impl Unpack<'_> {
                     entry.wrong(format!("leads to more than {depth} names, the limit 'depth'"))
                 );
             }
+            let path = self.limits.path;
+            if u64::try_from(self.dirs.bytes()).unwrap_or(u64::MAX) > path {
+                return Err(
+                    entry.wrong(format!("leads to more than {path} bytes, the limit 'path'"))
+                );
+            }
         }
         Ok(true)
     }
