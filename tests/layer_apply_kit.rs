@@ -234,9 +234,7 @@ impl Place {
 
     /// What is in the root: `d path`, `- path=data`, `l path -> target`, `w path` for a whiteout.
     pub fn tree(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        walk(self.root(), "", &mut lines);
-        lines
+        lines(self.root())
     }
 
     pub fn ino(&self, path: &str) -> u64 {
@@ -255,6 +253,13 @@ impl Place {
         let space = if rootless::inside() { "user" } else { "trusted" };
         self.xattr(path, &format!("{space}.overlay.opaque")).as_deref() == Some("y")
     }
+}
+
+/// What is in a directory, as [`Place::tree`] says it.
+pub fn lines(dir: &Path) -> Vec<String> {
+    let mut lines = Vec::new();
+    walk(dir, "", &mut lines);
+    lines
 }
 
 fn walk(dir: &Path, prefix: &str, lines: &mut Vec<String>) {

@@ -75,7 +75,7 @@ as_both! { whiteouts_of_links_and_behind_links_stay_inside, || {
     place.applied(tar().dir("etc").file("etc/passwd", "in").symlink("l", "/etc").symlink("up", "../../etc").symlink("dead", "no/where"));
     place.applied(tar().whiteout(".wh.l").whiteout("up/.wh.passwd").whiteout("dead/.wh.x").whiteout("a/../.wh.none"));
     assert_eq!(place.tree(), ["l dead -> no/where", "d etc", "l up -> ../../etc"]);
-    let place = Place::over(tar().dir("etc").file("etc/passwd", "").symlink("l", "../../etc").symlink("dead", "no"));
+    let place = Place::over(tar().dir("etc").file("etc/passwd", "").file("y", "").symlink("l", "../../etc").symlink("dead", "no"));
     place.applied(tar().whiteout("l/.wh.passwd").whiteout("dead/.wh.x").whiteout("./d/../.wh.y"));
     assert_eq!(place.tree(), ["d etc", "w etc/passwd", "w y"]);
 } }
@@ -101,6 +101,16 @@ as_both! { leftovers_of_aufs_are_skipped, || {
     assert_eq!(place.tree(), ["d .wh.lit", "- .wh.lit/f=", "- a=linked", "d d", "- d/b=linked"]);
     assert_eq!(place.ino("a"), place.ino("d/b"));
     assert_eq!(place.at("a").metadata().unwrap().nlink(), 2);
+} }
+
+as_both! { leftovers_of_aufs_outlast_an_opaque_root, || {
+    for (name, place) in [("overlay", Place::new()), ("over", Place::over(tar().file("a", ""))), ("removing", Place::removing())] {
+        place.applied(tar().file("old", ""));
+        let tar = tar().file(".wh..wh.plnk/1.2", "linked").whiteout(".wh..wh..opq").whiteout(".wh.a");
+        place.applied(tar.link("b", ".wh..wh.plnk/1.2"));
+        assert_eq!(fs::read_to_string(place.at("b")).unwrap(), "linked", "{name}");
+        assert!(place.tree().iter().all(|line| !line.contains("plyfs")), "{name}");
+    }
 } }
 
 as_both! { data_of_a_whiteout_is_skipped_and_recorded, || {

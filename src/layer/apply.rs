@@ -14,6 +14,7 @@
 //! | `input` | the bytes: unpacked, counted, hashed |
 //! | `reader`, `header`, `pax`, `sparse` | the bytes as entries |
 //! | `unpack`, `way`, `link`, `remove`, `lower` | entries as files |
+//! | `paths` | which of them the archive brought |
 //! | `writeback` | data on its way to the disk |
 //! | `dirs`, `attributes` | the directories on the way; owner, mode, attributes, times |
 
@@ -23,6 +24,7 @@ mod header;
 mod input;
 mod link;
 mod lower;
+mod paths;
 mod pax;
 mod reader;
 mod remove;

@@ -63,6 +63,7 @@ impl Unpack<'_> {
             Some(found) => {
                 self.copy_up(&found, name)?;
                 self.dirs.top_mut().changed = true;
+                self.lend(&self.dirs.path_of(name.as_bytes()))?;
                 Ok(true)
             }
         }

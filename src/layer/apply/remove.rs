@@ -1,18 +1,17 @@
 //! What goes: whiteouts and opaque marks, and what is in the way of an entry.
 
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use plyfs_fuse::sys;
-use plyfs_fuse::whiteout::{Dialect, OPAQUE_FILE, PREFIX, Space, Style};
+use plyfs_fuse::whiteout::{self, Dialect, OPAQUE_FILE, PREFIX, Space, Style};
 
 use super::dirs::{At, DIR};
+use super::paths::Paths;
 use super::reader::{Entry, Kind};
 use super::unpack::Unpack;
 use super::way::Wanted;
@@ -24,15 +23,12 @@ const AUFS: &[u8] = b".wh..wh.";
 /// The directory of files that AUFS has several links to.
 pub(super) const LINKED: &[u8] = b".wh..wh.plnk";
 
-/// How many paths are remembered, as a bound for memory.
-const MANY: usize = 3_500_000;
-
-/// The paths that the archive brought, where a deletion has to tell them from what was there: as hashes of 64
-/// bits with a random key.
+/// What tells a deletion what the archive brought from what was there.
 #[derive(Default)]
 pub(super) struct Brought {
-    paths: HashSet<u64>,
-    hasher: RandomState,
+    paths: Paths,
+    /// Directories with nothing from below left in them: nothing comes there any more but what is brought.
+    emptied: Paths,
 }
 
 /// Files kept for links to them, in a hidden directory of the root.
@@ -55,18 +51,36 @@ pub(super) fn name_entry(error: Error, entry: &Entry) -> Error {
 impl Unpack<'_> {
     /// Notes a path of the archive.
     pub(super) fn bring(&mut self, path: &[u8]) -> Result<()> {
-        let Some(brought) = &mut self.brought else { return Ok(()) };
-        brought.paths.insert(brought.hasher.hash_one(path));
-        match brought.paths.len() <= MANY {
-            true => Ok(()),
-            false => Err(super::beyond("paths", u64::try_from(MANY).unwrap_or(0), "paths")),
+        if let Some(brought) = &mut self.brought {
+            return brought.paths.insert(path);
+        }
+        if self.lent.is_empty() {
+            return Ok(());
+        }
+        self.lent.remove(path);
+        let mut above = path;
+        // What is above a directory that is the archive's is so too.
+        while let Some(end) = above.iter().rposition(|&byte| byte == b'/') {
+            above = &above[..end];
+            if !self.lent.remove(above) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes a path that is there for what the lower layers have: a copy, a directory on the way to one or to a
+    /// whiteout, a whiteout.
+    pub(super) fn lend(&mut self, path: &[u8]) -> Result<()> {
+        match self.brought {
+            Some(_) => Ok(()),
+            None => self.lent.insert(path),
         }
     }
 
     /// Whether the archive brought a path.
     pub(super) fn is_brought(&self, path: &[u8]) -> bool {
-        let hashed = |brought: &Brought| brought.paths.contains(&brought.hasher.hash_one(path));
-        self.brought.as_ref().is_none_or(hashed)
+        self.brought.as_ref().is_none_or(|brought| brought.paths.contains(path))
     }
 
     /// Does what an entry says about lower layers; false when it is an object of the layer.
@@ -77,8 +91,7 @@ impl Unpack<'_> {
         }
         let Some(deleted) = name.strip_prefix(PREFIX) else { return Ok(false) };
         if *name == OPAQUE_FILE.as_bytes() && entry.kind != Kind::Dir {
-            let wanted = if self.dialect.is_some() { Wanted::Content } else { Wanted::Deletion };
-            if self.enter(above, wanted, entry)? {
+            if self.enter(above, Wanted::Deletion, entry)? {
                 self.hide_all()?;
             }
             return Ok(true);
@@ -108,9 +121,18 @@ impl Unpack<'_> {
         match (self.dialect, found) {
             (None, None) => Ok(()),
             (None, Some(_)) => self.purge(bytes),
-            (Some(dialect), None) => self.write_whiteout(dialect, name),
+            (Some(dialect), None) => self.hide(dialect, name),
+            (Some(dialect), Some(stat)) if self.lent.contains(&self.dirs.path_of(bytes)) => {
+                if self.is_whiteout(name, &stat)? {
+                    return Ok(());
+                }
+                self.take_back(self.dirs.fd(), name, stat.is_dir())?;
+                self.lent.remove(&self.dirs.path_of(bytes));
+                self.hide(dialect, name)
+            }
             // It hides those that are no directories.
             (Some(dialect), Some(stat)) if stat.is_dir() => {
+                self.take_back_below(&self.dirs.path_of(bytes))?;
                 // The time is the entry's, whenever that came.
                 let times = ((stat.atime.sec, stat.atime.nsec), (stat.mtime.sec, stat.mtime.nsec));
                 let marked = set_opaque(dialect, self.dirs.fd(), name);
@@ -123,6 +145,16 @@ impl Unpack<'_> {
             }
             (Some(_), Some(_)) => Ok(()),
         }
+    }
+
+    /// Hides a name that is not in the last directory. A whiteout of nothing would be shown by the kernel; where no lower
+    /// layer is known, any may be there.
+    fn hide(&mut self, dialect: Dialect, name: &OsStr) -> Result<()> {
+        if !self.below.is_empty() && self.below(name.as_bytes())?.is_none() {
+            return Ok(());
+        }
+        self.write_whiteout(dialect, name)?;
+        self.lend(&self.dirs.path_of(name.as_bytes()))
     }
 
     fn write_whiteout(&mut self, dialect: Dialect, name: &OsStr) -> Result<()> {
@@ -154,6 +186,8 @@ impl Unpack<'_> {
             for name in self.names_below()? {
                 self.delete(&name)?;
             }
+        } else if self.dirs.depth() > 0 {
+            self.take_back_below(&self.dirs.path())?;
         }
         let marked = set_opaque(dialect, self.dirs.fd(), OsStr::new(""));
         marked.at("mark as opaque", &self.dirs, b"")?;
@@ -179,31 +213,90 @@ impl Unpack<'_> {
     /// Deletes what is below a directory, but for what the archive brought.
     fn purge_below(&mut self, path: &[u8]) -> Result<()> {
         let (mut found, mut at) = (vec![path.to_vec()], 0);
+        found.retain(|path| !self.is_emptied(path));
         while let Some(dir) = found.get(at).cloned() {
             at += 1;
-            for entry in self.list_in(&dir)? {
-                if entry.1 {
-                    found.push(join(&dir, &entry.0));
+            for (name, is_dir) in self.list_in(&dir)? {
+                let path = join(&dir, &name);
+                if is_dir && !self.is_emptied(&path) {
+                    found.push(path);
                 }
             }
         }
         for dir in found.into_iter().rev() {
-            let fd = self.open_in(&dir)?;
-            let stat = sys::fstat(&fd).at("stat", &self.dirs, b"")?;
-            for (name, is_dir) in self.list_in(&dir)? {
-                if !self.is_brought(&join(&dir, &name)) {
-                    remove_one(&fd, OsStr::from_bytes(&name), is_dir)
-                        .at("remove", &self.dirs, &name)?;
+            self.change_in(&dir, |unpack, fd, name, is_dir| {
+                let path = join(&dir, name);
+                match unpack.is_brought(&path) {
+                    true => Ok(()),
+                    false => remove_one(fd, OsStr::from_bytes(name), is_dir).at(
+                        "remove",
+                        &unpack.dirs,
+                        name,
+                    ),
                 }
+            })?;
+            // A link may copy from lower layers at any time.
+            let last = dir == path || self.is_brought(&dir);
+            if let Some(brought) = self.brought.as_mut().filter(|_| last && self.below.is_empty()) {
+                brought.emptied.insert(&dir)?;
             }
-            let moment = |time: plyfs_fuse::attr::Time| (time.sec, time.nsec);
-            unpack::set_times(&fd, moment(stat.atime), moment(stat.mtime)).at(
-                "set times of",
-                &self.dirs,
-                b"",
-            )?;
         }
         Ok(())
+    }
+
+    fn is_emptied(&self, path: &[u8]) -> bool {
+        self.brought.as_ref().is_some_and(|brought| brought.emptied.contains(path))
+    }
+
+    /// Deletes what is below a directory of an overlay for the sake of lower layers only, which it hides now.
+    fn take_back_below(&mut self, path: &[u8]) -> Result<()> {
+        let mut found = vec![path.to_vec()];
+        while let Some(dir) = found.pop().filter(|_| !self.lent.is_empty()) {
+            // It was done when that was marked; what is opaque has nothing from below since.
+            if self.is_opaque(&dir)? {
+                continue;
+            }
+            self.change_in(&dir, |unpack, fd, name, is_dir| {
+                let path = join(&dir, name);
+                if unpack.lent.contains(&path) {
+                    return unpack.take_back(fd, OsStr::from_bytes(name), is_dir);
+                }
+                found.extend(is_dir.then_some(path));
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is there for the sake of lower layers only; in a directory, all is.
+    fn take_back(&self, dir: BorrowedFd<'_>, name: &OsStr, is_dir: bool) -> Result<()> {
+        let removed = match is_dir {
+            true => sys::remove_tree(dir, name),
+            false => sys::unlink(dir, name),
+        };
+        removed.at("remove", &self.dirs, name.as_bytes())
+    }
+
+    fn is_opaque(&self, path: &[u8]) -> Result<bool> {
+        let Some(dialect) = self.dialect else { return Ok(false) };
+        let marks = whiteout::marks(self.open_in(path)?, OsStr::new(""), dialect.space);
+        Ok(marks.at("read xattrs of", &self.dirs, b"")?.opaque)
+    }
+
+    /// Goes over the names in a directory below the root, of which some go. Its times stay.
+    fn change_in(
+        &self,
+        path: &[u8],
+        mut each: impl FnMut(&Self, BorrowedFd<'_>, &[u8], bool) -> Result<()>,
+    ) -> Result<()> {
+        let fd = self.open_in(path)?;
+        let stat = sys::fstat(&fd).at("stat", &self.dirs, b"")?;
+        for (name, is_dir) in self.list_in(path)? {
+            each(self, fd.as_fd(), &name, is_dir)?;
+        }
+        let moment = |time: plyfs_fuse::attr::Time| (time.sec, time.nsec);
+        let set = unpack::set_times(&fd, moment(stat.atime), moment(stat.mtime));
+        set.at("set times of", &self.dirs, b"")
     }
 
     fn open_in(&self, path: &[u8]) -> Result<OwnedFd> {
@@ -217,6 +310,9 @@ impl Unpack<'_> {
         let names = sys::list(&fd).at("list", &self.dirs, b"")?;
         let mut list = Vec::new();
         for entry in names {
+            if path.is_empty() && self.kept.as_ref().is_some_and(|kept| *kept.name == *entry.name) {
+                continue;
+            }
             let is_dir = match entry.kind {
                 0 => sys::stat(&fd, &entry.name).at("stat", &self.dirs, b"")?.is_dir(),
                 kind => kind == sys::S_IFDIR,

@@ -14,6 +14,7 @@ use super::attributes::{Born, Setter, has_default_acl, refused};
 use super::dirs::{At, DIR, Dir, Dirs};
 use super::input::Input;
 use super::lower::Below;
+use super::paths::Paths;
 use super::reader::{Entry, Kind, Reader};
 use super::remove::{Brought, Kept, set_opaque};
 use super::way::{Step, Wanted};
@@ -31,6 +32,8 @@ pub(super) struct Unpack<'a> {
     pub(super) below: Below,
     pub(super) dialect: Option<Dialect>,
     pub(super) brought: Option<Brought>,
+    /// What an overlay's directory has for the sake of the lower layers only: nothing in it is the archive's.
+    pub(super) lent: Paths,
     pub(super) kept: Option<Kept>,
     pub(super) record: Option<Recorder>,
     pub(super) setter: Setter,
@@ -70,6 +73,7 @@ impl<'a> Unpack<'a> {
             below: Below::open(&target.lowers, target.belief)?,
             dialect,
             brought,
+            lent: Paths::default(),
             kept: None,
             record,
             setter: Setter { owners: target.owners },

@@ -35,6 +35,8 @@ pub(super) enum Step {
     Link(Vec<u8>),
     /// No directory here; what the lower layers have.
     Missing(Option<Box<Found>>),
+    /// No directory here any more.
+    Deleted,
 }
 
 impl Unpack<'_> {
@@ -70,14 +72,18 @@ impl Unpack<'_> {
                 }
                 Step::Missing(found) => {
                     let below_dir = found.as_ref().is_some_and(|found| !found.dirs.is_empty());
+                    // Where no lower layer is known, any may be there.
+                    let known = self.dialect.is_none() || !self.below.is_empty();
                     match wanted {
-                        Wanted::Deletion if (links > 0 || self.dialect.is_none()) && !below_dir => {
-                            return Ok(false);
-                        }
+                        Wanted::Deletion if (links > 0 || known) && !below_dir => return Ok(false),
                         Wanted::Look if !below_dir => return Ok(false),
-                        _ => self.imply(&name, found, entry)?,
+                        _ => self.imply(&name, found, wanted, entry)?,
                     }
                 }
+                Step::Deleted if wanted == Wanted::Content => {
+                    self.imply(&name, None, wanted, entry)?;
+                }
+                Step::Deleted => return Ok(false),
             }
             // One more name follows.
             if u64::try_from(self.dirs.depth()).unwrap_or(u64::MAX) >= self.limits.depth {
@@ -142,7 +148,7 @@ impl Unpack<'_> {
         }
         let below = self.is_whiteout(at, &stat)?;
         if below || !self.is_brought(&self.dirs.path_of(name)) {
-            return Ok(Step::Missing(None));
+            return Ok(Step::Deleted);
         }
         let file = self.dirs.path_of(name);
         Err(entry.wrong(format!("lies below '{}', which is no directory", file.escape_ascii())))
@@ -180,7 +186,13 @@ impl Unpack<'_> {
     }
 
     /// Makes a directory that the archive leaves out, like that of the lower layers if there is one.
-    fn imply(&mut self, name: &[u8], found: Option<Box<Found>>, entry: &Entry) -> Result<()> {
+    fn imply(
+        &mut self,
+        name: &[u8],
+        found: Option<Box<Found>>,
+        wanted: Wanted,
+        entry: &Entry,
+    ) -> Result<()> {
         let found = found.filter(|found| !found.dirs.is_empty());
         let implied = match &found {
             Some(found) => self.below.entry(found, name)?,
@@ -205,6 +217,9 @@ impl Unpack<'_> {
         self.dirs.all()[above].changed = true;
         self.dirs.top_mut().below = found.map(|found| found.dirs);
         let path = self.dirs.path();
-        self.bring(&path)
+        match wanted {
+            Wanted::Content => self.bring(&path),
+            Wanted::Deletion | Wanted::Look => self.lend(&path),
+        }
     }
 }
