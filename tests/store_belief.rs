@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, mknodat, setxattr};
 
+use crate::common::cmd::Cmd;
+use crate::common::sandbox::Sandbox;
 use crate::driver_kit;
-use crate::every_driver;
 use crate::store_kit::{Box_, tree};
+use crate::{every_driver, needs};
 
 const CAPABILITY: &str = "security.capability";
 
@@ -128,7 +130,6 @@ fn marks_of_users(store: &driver_kit::Store) {
     if set_opaque {
         assert_eq!(found["d/"].xattrs["user.overlay.opaque"], b"y");
     }
-    // The kernel's overlay has no such attribute with metadata alone.
     for object in found.values() {
         assert!(object.xattrs.keys().all(|key| !key.contains("fuseoverlayfs")));
     }
@@ -161,7 +162,47 @@ fn capabilities_of_other_namespaces(store: &driver_kit::Store) {
     assert_eq!(found["own"].xattrs.get(CAPABILITY), given.then(|| capability(None)).as_ref());
 }
 
+/// A layer without a parent may be seen as the directory that it is, so that its users can set what they like.
+fn moves_of_the_lowest(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.does(&["layer", "create", "box"]);
+    let at = store.does(&["layer", "mount", "box"]).stdout;
+    let at = Path::new(at.trim_end());
+    fs::create_dir(at.join("d")).unwrap();
+    for file in ["a", "d/b"] {
+        fs::write(at.join(file), "data").unwrap();
+        set(at.join(file), "user.overlay.metacopy", b"");
+    }
+    set(at.join("d"), "user.overlay.redirect", b"/e");
+    set(at.join("a"), "user.overlay.redirect", b"/../..");
+    store.does(&["layer", "umount", "box"]);
+    let paths: Vec<String> = changes(&store).iter().map(|line| line[2..].to_owned()).collect();
+    assert_eq!(paths, ["/a", "/d", "/d/b"]);
+    assert_eq!(diff(&store).into_keys().collect::<Vec<_>>(), ["a", "d/", "d/b"]);
+}
+
+/// Of a directory of which nothing is known privilege believes what only privilege sets, unless it is told to.
+#[test]
+fn owners_in_attributes_are_believed_by_root_who_asks_for_it() {
+    needs!(Root);
+    let sandbox = Sandbox::new();
+    let file = sandbox.dir("upper").join("su");
+    fs::write(&file, "mine").unwrap();
+    rustix::fs::chmod(&file, Mode::from_raw_mode(0o644)).unwrap();
+    assert!(set(file, "user.containers.override_stat", b"0:0:4755:file"));
+    for (word, mode) in [(None, 0o644), (Some("--userxattr"), 0o4755)] {
+        let path = sandbox.at("diff.tar");
+        let upper = sandbox.at("upper");
+        Cmd::plyfs().arg("diff").args(word).arg("-o").arg(&path).arg(upper).succeeds();
+        let bytes = fs::read(&path).unwrap();
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        let entry = archive.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!(entry.header().mode().unwrap(), mode, "{word:?}");
+    }
+}
+
 every_driver! {
+    without_a_parent_nothing_was_moved, moves_of_the_lowest;
     a_users_attribute_is_no_owner_or_kind, records_of_users;
     a_users_attributes_and_names_are_no_marks, marks_of_users;
     capabilities_of_another_namespace_are_not_given_on, capabilities_of_other_namespaces;

@@ -32,6 +32,8 @@ pub struct Belief {
     marks: Dialects,
     /// Owner, mode and kind are as an attribute in `user.*` has them.
     pub(super) records: bool,
+    /// Nothing lies below, so that nothing was moved from there or left its data there.
+    lowest: bool,
 }
 
 /// The marks that are read.
@@ -63,12 +65,15 @@ pub(super) enum Space {
 
 impl Belief {
     /// Everything, which whoever can write to the layer may make use of.
-    pub const ALL: Belief = Belief { marks: Dialects::All, records: true };
+    pub const ALL: Belief = Belief { marks: Dialects::All, records: true, lowest: false };
+
+    /// Nothing.
+    const NONE: Belief = Belief { marks: Dialects::Nothing, records: false, lowest: false };
 
     /// What can be believed of a directory of which nothing is known, with the caller's privilege.
     pub fn standing() -> Belief {
         match tree::has_initial_privilege() {
-            true => Belief { marks: Dialects::Cautious, records: false },
+            true => Belief { marks: Dialects::Cautious, ..Belief::NONE },
             false => Belief::ALL,
         }
     }
@@ -76,19 +81,25 @@ impl Belief {
     /// That of a layer that the kernel's overlay shows, `user` with the option `userxattr`.
     pub fn kernel(user: bool) -> Belief {
         let space = if user { Space::User } else { Space::Trusted };
-        Belief { marks: Dialects::Kernel(space), records: false }
+        Belief { marks: Dialects::Kernel(space), ..Belief::NONE }
     }
 
     /// That of a layer that our own overlay shows, which lets nobody make marks; `user` as above.
     pub fn fuse(user: bool) -> Belief {
         let marks = if user { Dialects::All } else { Dialects::Fuse };
-        Belief { marks, records: false }
+        Belief { marks, ..Belief::NONE }
     }
 
     /// The same where `user.containers.override_stat` tells owner, mode and kind, or does not.
     #[must_use]
     pub fn with_records(self, records: bool) -> Belief {
         Belief { records, ..self }
+    }
+
+    /// The same of a layer that has no parent.
+    #[must_use]
+    pub fn of_the_lowest(self) -> Belief {
+        Belief { lowest: true, ..self }
     }
 
     /// The same of a directory that is a whole tree.
@@ -186,7 +197,8 @@ pub(super) fn read(dir: impl AsFd, name: &OsStr, belief: Belief) -> io::Result<M
     let keys = tree::xattr_names(dir.as_fd(), name)?;
     for key in &keys {
         let Some((space, rest)) = split(key.as_bytes()) else { continue };
-        if !belief.reads(space) {
+        let moves = matches!(rest, b"redirect" | b"metacopy");
+        if !belief.reads(space) || (moves && belief.lowest) {
             continue;
         }
         let Some(value) = tree::xattr(dir.as_fd(), name, key)? else { continue };

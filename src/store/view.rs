@@ -10,6 +10,7 @@ use super::pending::{Pending, Work};
 use super::{Record, SPLIT, Store, changing};
 use crate::driver::{Diffing, LayerId, MountOptions, Parts, View};
 use crate::error::{Error, Result};
+use crate::layer::Belief;
 use crate::layer::changes::{self, Change, ChangeKind};
 use crate::layer::compare::{Comparison, Tree};
 use crate::layer::diff::{self, Spec};
@@ -120,7 +121,7 @@ impl Store {
     pub fn changes(&self, id: &LayerId) -> Result<Vec<Change>> {
         let record = self.get(id)?;
         self.settle_names(id)?;
-        let (Parts { own, below }, belief) = (self.driver.parts(id)?, self.driver.belief());
+        let (Parts { own, below }, belief) = (self.driver.parts(id)?, self.belief(&record));
         match self.driver.diffing(id)? {
             Diffing::Native => changes::list_believing(&own, &below, belief),
             Diffing::Naive => {
@@ -139,7 +140,7 @@ impl Store {
             return self.archive(id, out);
         }
         self.settle_names(id)?;
-        let (Parts { own, below }, belief) = (self.driver.parts(id)?, self.driver.belief());
+        let (Parts { own, below }, belief) = (self.driver.parts(id)?, self.belief(&record));
         match self.driver.diffing(id)? {
             Diffing::Native => {
                 let spec = Spec { upper: own, lowers: below, user_marks: false };
@@ -151,6 +152,12 @@ impl Store {
                 Comparison { old: old.as_ref(), new: &new, since: made(&record), belief }.write(out)
             }
         }
+    }
+
+    /// Whose word is taken on what a layer holds.
+    fn belief(&self, record: &Record) -> Belief {
+        let belief = self.driver.belief();
+        if record.parent.is_none() { belief.of_the_lowest() } else { belief }
     }
 
     /// Puts the archive that a layer was filled from together again.
