@@ -180,7 +180,10 @@ impl<'a> Writer<'a> {
             return self.mark(dir, &marks::dot_name(name));
         }
         let path = join(dir, name);
-        log::warn!("{}: no archive can say that it is gone", OsStr::from_bytes(&path).display());
+        log::warn!(
+            "{}: no archive can say that it is gone",
+            Path::new(OsStr::from_bytes(&path)).display()
+        );
         Ok(())
     }
 

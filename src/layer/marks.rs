@@ -203,7 +203,8 @@ pub(super) fn read(dir: impl AsFd, name: &OsStr, belief: Belief) -> io::Result<M
         }
         let Some(value) = tree::xattr(dir.as_fd(), name, key)? else { continue };
         let taken = take(&mut marks, belief.moves(space), rest, value);
-        if !taken && !(belief.marks == Dialects::Fuse && rest == b"redirect") {
+        let is_known = taken || (belief.marks == Dialects::Fuse && rest == b"redirect");
+        if !is_known {
             marks.foreign = Some(key.clone());
         }
     }

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 
 use plyfs_fuse::options::XattrPermissions;
 use plyfs_fuse::owner::{OVERRIDE_NAMES, Override, override_name, shown_xattr};
@@ -66,7 +67,10 @@ pub(super) fn read(
             false => Some(value),
         };
         let Some(value) = value else {
-            log::warn!("{}: capabilities of another user namespace, left out", name.display());
+            log::warn!(
+                "{}: capabilities of another user namespace, left out",
+                Path::new(name).display()
+            );
             continue;
         };
         attributes.user.push((shown, value));
