@@ -91,12 +91,17 @@ fn comes_back(place: &Place, limits: &Limits) {
     assert!(matches!(again.whiteouts, Whiteouts::Overlay { .. }));
 }
 
-/// Without what an archive says nothing of: the attributes of the root, and all of whiteouts but their being there.
+/// Without what a layer's archive says nothing of: what the root has, all of whiteouts but their being there, and
+/// attributes that are neither the user's nor an overlay's, like `trusted.mine`, which are set but not written.
 pub fn comparable(mut tree: Tree) -> Tree {
     tree.0.remove(&b""[..]);
     for node in tree.0.values_mut().filter(|node| node.is_whiteout()) {
         (node.mode, node.owner, node.mtime, node.first) = (0, (0, 0), (0, 0), None);
         node.xattrs.clear();
+    }
+    let kept = ["user.", "security.capability", "system.posix_acl_", "trusted.overlay."];
+    for node in tree.0.values_mut() {
+        node.xattrs.retain(|key, _| kept.iter().any(|space| key.starts_with(space.as_bytes())));
     }
     tree
 }

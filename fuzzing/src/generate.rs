@@ -183,7 +183,7 @@ fn entry(feed: &mut Feed<'_>, devices: bool) -> Entry {
 fn long(name: &[u8], feed: &mut Feed<'_>, format: Format) -> Vec<u8> {
     let length = match feed.below(8) {
         0 => 100 - name.len() - 1,
-        1 if format == Format::Ustar => 80,
+        1 if format == Format::Ustar => 120,
         2 if matches!(format, Format::Gnu | Format::Pax) => 200,
         3 if matches!(format, Format::Gnu | Format::Pax) => 101 - name.len() - 1,
         _ => return name.to_vec(),

@@ -14,6 +14,7 @@ pub mod apply;
 pub mod diff;
 pub mod differential;
 pub mod generate;
+pub mod known;
 pub mod place;
 pub mod records;
 pub mod tar;

@@ -90,14 +90,14 @@ struct Scene {
 }
 
 thread_local! {
-    static DRIVER: RefCell<Option<(PathBuf, Arc<dyn Driver>)>> = const { RefCell::new(None) };
+    static DRIVERS: RefCell<Vec<(PathBuf, Arc<dyn Driver>)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The driver wanted, or the one that works everywhere. Opening one is slow, so it is kept.
+/// The driver wanted, or the one that works everywhere. Opening one is slow, so they are kept.
 fn driver(root: &Path, layered: bool) -> Arc<dyn Driver> {
     let root = root.join(if layered { "store" } else { "copies" });
-    DRIVER.with_borrow_mut(|known| match known {
-        Some((at, driver)) if *at == root && root.is_dir() => driver.clone(),
+    DRIVERS.with_borrow_mut(|known| match known.iter().find(|(at, _)| *at == root) {
+        Some((_, driver)) if root.is_dir() => driver.clone(),
         _ => {
             fs::create_dir_all(&root).expect("made");
             let config = Config { root: root.clone(), ..Config::default() };
@@ -105,7 +105,8 @@ fn driver(root: &Path, layered: bool) -> Arc<dyn Driver> {
             let named = if layered { "overlay2" } else { "vfs" };
             let selected = open(named).or_else(|_| open("vfs")).expect("a driver works");
             let driver: Arc<dyn Driver> = Arc::from(selected.driver);
-            *known = Some((root, driver.clone()));
+            known.retain(|(at, _)| *at != root);
+            known.push((root, driver.clone()));
             driver
         }
     })

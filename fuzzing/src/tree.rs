@@ -61,6 +61,25 @@ impl Tree {
         tree
     }
 
+    /// Leaves out paths; what has no second name left is as if it never had one.
+    pub fn without(&mut self, skip: &dyn Fn(&[u8]) -> bool) {
+        self.0.retain(|path, _| !skip(path));
+        let mut groups: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
+        for (path, node) in &self.0 {
+            if let Some(first) = &node.first {
+                groups.entry(first.clone()).or_default().push(path.clone());
+            }
+        }
+        for paths in groups.values() {
+            let first = (paths.len() > 1).then(|| paths[0].clone());
+            for path in paths {
+                if let Some(node) = self.0.get_mut(path) {
+                    node.first.clone_from(&first);
+                }
+            }
+        }
+    }
+
     /// How another tree differs, as lines.
     pub fn differences(&self, other: &Tree) -> String {
         let mut lines = Vec::new();
