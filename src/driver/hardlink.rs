@@ -11,18 +11,20 @@
 //! A file with many names is never written: an archive replaces files, and an image that shares any is seen read-only. A
 //! layer with both `root` and `upper` is an image whose archive was applied just before a crash.
 
+mod files;
+
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use super::fill::{self, Deletions, Files, Target};
+use self::files::{copy_container, copy_tree, read_id, tempfile, whole, write};
+use super::fill::{self, Files};
 use super::layered::{module_says, refuse_full, try_with_room};
 use super::options::{self, Config, refuse_backing};
 use super::overlay2::uses_user;
 use super::shelf::Shelf;
 use super::{
-    Create, Diffing, Driver, FileGetter, Ids, LayerId, MountOptions, Parts, Quota, Usage, View,
+    Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View,
     layout, overlay2,
 };
 use crate::doctor::filesystem;
@@ -32,7 +34,7 @@ use crate::layer::Belief;
 use crate::layer::apply::{Applied, Limits};
 use crate::layer::diff;
 use crate::mount::plan::{Kind, Mount};
-use crate::sys::{change, copy, publish, trash, tree};
+use crate::sys::{change, publish, trash, tree};
 
 pub(super) const NAME: &str = "overlay";
 /// Its directory; the overlay format of other programs has the same name.
@@ -466,47 +468,4 @@ impl Driver for Hardlink {
     fn cleanup(&self) -> Result<()> {
         Ok(())
     }
-}
-
-/// The target that is a whole tree.
-fn whole(root: &Path) -> Target {
-    let (root, belief) = (root.to_path_buf(), Belief::standing().whole_tree());
-    Target { root, lowers: Vec::new(), belief, deletions: Deletions::Remove }
-}
-
-/// A file that nobody else sees, and that goes with this process.
-fn tempfile(dir: &Path) -> Result<File> {
-    let path = dir.join(format!(".new-{}", publish::random_name(16).on("getrandom", "")?));
-    let file = change::create_new(&path).on("create", &path)?;
-    change::remove_file(&path).on("remove", &path)?;
-    Ok(file)
-}
-
-fn copy_tree(from: &Path, to: &Path, link: bool, ids: Option<&Ids>) -> Result<()> {
-    let how = copy::How { link, ids, ..copy::How::default() };
-    copy::tree(from, to, how)
-        .map_err(|failure| Error::io("copy", from.join(failure.path), failure.error))
-}
-
-/// Copies what makes the layer in `dir` a container, to lie on `image`, with scratch space of its own.
-fn copy_container(
-    dir: &Path,
-    new: &Path,
-    image: Option<&LayerId>,
-    ids: Option<&Ids>,
-) -> Result<()> {
-    copy_tree(&dir.join("upper"), &new.join("upper"), false, ids)?;
-    write(&new.join("lower-id"), image.map_or("", LayerId::as_str))?;
-    layout::make_dir(&new.join("work"), 0o700)
-}
-
-fn read_id(path: &Path) -> Result<Option<LayerId>> {
-    match durable::read_text(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        other => LayerId::new(other.on("read", path)?.trim_end()).map(Some),
-    }
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    publish::write_new(path, text.as_bytes()).on("write", path)
 }
