@@ -80,7 +80,10 @@ impl Unpack<'_> {
 
     /// Whether the archive brought a path.
     pub(super) fn is_brought(&self, path: &[u8]) -> bool {
-        self.brought.as_ref().is_none_or(|brought| brought.paths.contains(path))
+        match &self.brought {
+            Some(brought) => brought.paths.contains(path),
+            None => !self.lent.contains(path),
+        }
     }
 
     /// Does what an entry says about lower layers; false when it is an object of the layer.
