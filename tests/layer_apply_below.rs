@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use plyfs::layer::apply::{self, Limits, Owners};
 
 use crate::as_both;
+use crate::common::rng::Rng;
 use crate::common::rootless;
 use crate::layer_apply_kit::{Place, Tar, lines};
 
@@ -34,7 +35,10 @@ fn merged(place: &Place) -> Vec<String> {
     };
     for line in upper.iter().filter(|line| line.starts_with("w ")) {
         let in_opaque = ends(&line[2..]).iter().any(|&end| place.opaque(&line[2..2 + end]));
-        assert!(!in_opaque && find(&lower, &line[2..]).is_some(), "{line} hides nothing");
+        assert!(
+            !in_opaque && find(&lower, &line[2..]).is_some(),
+            "{line} hides nothing: {upper:?}"
+        );
     }
     let mut all: Vec<String> =
         upper.iter().filter(|line| !line.starts_with("w ")).cloned().collect();
@@ -100,6 +104,61 @@ as_both! { deletions_mean_the_same_in_every_driver_whatever_was_brought_up_befor
         removing.applied(lower).applied(archive);
         assert_eq!(removing.tree(), tree, "{name}, removing");
     }
+} }
+
+/// What an archive says, and the entry of it.
+fn random_entry(rng: &mut Rng, tar: Tar) -> (String, Tar) {
+    let names = ["x", "y", "x/a", "x/b", "x/s", "x/s/a", "x/s/b", "y/a", "l", "l/a", "x/s/t/a"];
+    let name = names[rng.below(names.len())];
+    let marked = |mark: &str| match name.rsplit_once('/') {
+        Some((above, name)) => format!("{above}/.wh.{mark}{name}"),
+        None => format!(".wh.{mark}{name}"),
+    };
+    match rng.below(8) {
+        0 => (format!("file {name}"), tar.file(name, name)),
+        1 => (format!("dir {name}"), tar.dir(name)),
+        2 | 3 => {
+            let to = names[rng.below(names.len())];
+            (format!("link {name} {to}"), tar.link(name, to))
+        }
+        4 => (format!("opaque {name}"), tar.whiteout(&format!("{name}/.wh..wh..opq"))),
+        5 if rng.below(4) == 0 => ("opaque".to_owned(), tar.whiteout(".wh..wh..opq")),
+        _ => (format!("deletion {name}"), tar.whiteout(&marked(""))),
+    }
+}
+
+as_both! { random_archives_mean_the_same_in_every_driver, || {
+    let lower = || tar().file("x/a", "1").file("x/b", "2").file("x/s/a", "3").file("x/s/t/a", "4").file("y", "5").symlink("l", "x");
+    let (mut worked, mut wrong) = (0, Vec::new());
+    for seed in 0..150 {
+        let mut rng = Rng::new(seed);
+        let (mut said, mut archive) = (Vec::new(), tar());
+        for _ in 0..2 + rng.below(5) {
+            let (what, longer) = random_entry(&mut rng, archive);
+            archive = longer;
+            said.push(what);
+        }
+        let (over, removing) = (Place::over(lower()), Place::removing());
+        removing.applied(lower());
+        let archive = archive.end();
+        let done = [&over, &removing].map(|place| place.apply(&archive).map_err(|error| error.to_string()));
+        match done {
+            [Ok(_), Ok(_)] => {
+                worked += 1;
+                let (got, mut tree) = (merged(&over), removing.tree());
+                tree.sort_by(|a, b| path(a).split('/').cmp(path(b).split('/')));
+                if got != tree {
+                    wrong.push(format!("seed {seed}: {said:?}: over {got:?} removing {tree:?}"));
+                }
+            }
+            // A directory that is a link to itself.
+            [Err(error), Ok(_)] if error.ends_with("is a directory in a lower layer") => {}
+            [Err(_), Err(_)] => {}
+            [over, removing] => wrong.push(format!("seed {seed}: {said:?}: {over:?} {removing:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(worked > 40, "{worked}");
 } }
 
 as_both! { what_is_deleted_is_no_target_of_links, || {
