@@ -163,7 +163,10 @@ fn work(args: &Args, state: &StateArgs) -> Result<u8> {
                 ..MountOptions::default()
             };
             let path = store.mount(&LayerId::new(id)?, &options)?;
-            tell(&path.display().to_string(), ("path", path.to_string_lossy().into()), state.json)?;
+            match state.json {
+                true => super::print_json(&serde_json::json!({ "path": path.to_string_lossy() }))?,
+                false => super::print(&[path.as_os_str().as_encoded_bytes(), b"\n"].concat())?,
+            }
         }
         Verb::Umount { id } => store.unmount(&LayerId::new(id)?)?,
         Verb::Rm { ids } => {
