@@ -24,8 +24,8 @@ use super::options::{self, Config, refuse_backing};
 use super::overlay2::uses_user;
 use super::shelf::Shelf;
 use super::{
-    Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View,
-    layout, overlay2,
+    Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View, layout,
+    overlay2,
 };
 use crate::doctor::filesystem;
 use crate::durable;
