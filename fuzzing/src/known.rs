@@ -120,6 +120,14 @@ impl Known {
                     b'2' if covers(&self.clashing, path) => {
                         self.clashing.extend(way.iter().filter_map(|on| beyond(on, paths)));
                         self.clashing.insert(target.clone());
+                        // It goes on through a symlink; what is above where that leads, nobody knows here.
+                        let linked = |on: &Vec<u8>| {
+                            paths.iter().find(|path| is_link(path) && below(on, path))
+                        };
+                        self.clashing.extend(linked(target).cloned());
+                        if way[..way.len() - 1].iter().any(|on| linked(on).is_some()) {
+                            self.clashing.insert(Vec::new());
+                        }
                     }
                     // A symlink leads elsewhere by a name in another directory, nobody follows where to.
                     b'1' if covers(&self.clashing, target) && is_link(target) => {
