@@ -101,39 +101,3 @@ fn paths_are_bounded() {
     let refusal = place.refusal(&tar().file("a/b/cd", "").end());
     assert!(refusal.contains("has a path of more than 5 bytes, the limit 'path'"), "{refusal}");
 }
-
-/// Seconds that this thread was at work.
-fn seconds() -> f64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the clock is written to a place that is ours.
-    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) }, 0);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-#[test]
-fn marks_cost_the_same_each_time() {
-    const MANY: usize = 1000;
-    let files =
-        |dir: &str| (0..MANY).fold(tar(), |tar, number| tar.file(&format!("{dir}{number}"), ""));
-    let marks = |tar: Tar, mark: &str| (0..MANY).fold(tar, |tar, _| tar.whiteout(mark));
-    let lower = || tar().file("d/a", "").file("b", "");
-    for (name, dir, mark) in [
-        ("root", "", ".wh..wh..opq"),
-        ("directory", "d/", "d/.wh..wh..opq"),
-        ("name", "d/", ".wh.d"),
-    ] {
-        for (driver, place) in [("over", Place::over(lower())), ("removing", Place::removing())] {
-            let begun = seconds();
-            place.applied(files(dir));
-            let plain = seconds() - begun;
-            place.applied(files(dir).link("d/x", &format!("{dir}0")));
-            let begun = seconds();
-            place.applied(marks(files(dir), mark));
-            let marked = seconds() - begun;
-            assert!(
-                marked < 4.0 * plain + 0.1,
-                "{name}, {driver}: {marked} s, files alone {plain} s"
-            );
-        }
-    }
-}
