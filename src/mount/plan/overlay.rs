@@ -212,6 +212,8 @@ pub(super) fn marks(mount: &MountPoint) -> Option<PathBuf> {
     let mut words = mount.options.split(',');
     let volatile = words.any(|word| word == "volatile" || word == "fsync=volatile");
     let work = mount.workdir.as_ref()?;
+    // Kernels before 6.5 show what mount(2) was given, escaped as it was.
+    let work = if work.is_dir() { work.clone() } else { unescaped(work) };
     (mount.kind == "overlay" && volatile).then(|| work.join("work/incompat"))
 }
 
@@ -256,9 +258,27 @@ fn escape(path: &Path, list: &mut Vec<u8>) {
     }
 }
 
+/// What [`escape`] was given.
+fn unescaped(path: &Path) -> PathBuf {
+    let (mut plain, mut bytes) = (Vec::new(), path.as_os_str().as_bytes().iter());
+    while let Some(byte) = bytes.next() {
+        plain.push(if *byte == b'\\' { *bytes.next().unwrap_or(byte) } else { *byte });
+    }
+    PathBuf::from(OsString::from_vec(plain))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_escaped_is_understood() {
+        for path in ["/plain", "/a,b:c\\d", "/\\\\,", "/\\"].map(Path::new) {
+            let mut list = Vec::new();
+            escape(path, &mut list);
+            assert_eq!(unescaped(Path::new(&OsString::from_vec(list))), path);
+        }
+    }
     use crate::mount::plan::Kind;
 
     fn mount(lowers: usize) -> Mount {
