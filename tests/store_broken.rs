@@ -20,24 +20,30 @@ fn room_is_made_on_a_full_disk(store: &driver_kit::Store) {
         let cmd = Cmd::plyfs().env("XDG_RUNTIME_DIR", &run).arg("--root").arg(root);
         cmd.args(["--driver", store.driver.name()]).args(words)
     };
-    plyfs(&["layer", "create", "big"]).succeeds();
     plyfs(&["layer", "create", "kept"]).succeeds();
+    plyfs(&["layer", "create", "--parent", "kept", "big"]).succeeds();
+    plyfs(&["layer", "mount", "big"]).succeeds();
     let path = plyfs(&["layer", "mount", "big"]).succeeds().stdout;
     let path = std::path::Path::new(path.trim()).join("f");
-    let fill = || {
-        let mut file = fs::File::options().create(true).append(true).open(&path).unwrap();
+    let fill = |path: &std::path::Path| {
+        let mut file = fs::File::options().create(true).append(true).open(path).unwrap();
         while file.write(&[1; 4096]).is_ok_and(|done| done > 0) {}
     };
-    fill();
+    fill(&path);
+    fill(&disk.join("rest"));
+    assert!(fs::write(disk.join("more"), "x").is_err(), "there is room left");
     plyfs(&["layer", "umount", "big"]).succeeds();
+    plyfs(&["layer", "umount", "big"]).succeeds();
+    plyfs(&["layer", "umount", "big"]).exits(1).complains("not found");
     // The count of its mounts has gone too.
-    fill();
+    fill(&disk.join("rest"));
     assert!(fs::write(disk.join("more"), "x").is_err(), "there is room left");
     plyfs(&["layer", "ls"]).succeeds().says("big").says("kept");
     plyfs(&["layer", "rm", "big"]).succeeds();
     plyfs(&["layer", "ls"]).succeeds().says("kept");
     wait_until("room", || fs::write(disk.join("more"), [1; 1 << 20]).is_ok());
     plyfs(&["check"]).succeeds().says("1 layer, nothing wrong");
+    driver_kit::assert_no_mounts(&disk);
     rustix::mount::unmount(&disk, UnmountFlags::DETACH).unwrap();
 }
 

@@ -259,8 +259,7 @@ impl Held {
         if count == 0 {
             return self.remove(USED);
         }
-        let new = self.write_new(UNFINISHED, &Used { version: VERSION, count, boot: boot() })?;
-        change::rename(&new, &self.at(USED)?).on("rename", &new)
+        self.replace(USED, &Used { version: VERSION, count, boot: boot() })
     }
 
     /// Notes that something is about to be mounted at the target, or taken away from there.
@@ -272,7 +271,14 @@ impl Held {
             boot: boot(),
             namespace: Namespace::ours(),
         };
-        self.write_new(BEGUN, &begun).map(drop)
+        match self.write_new(BEGUN, &begun) {
+            // What is noted helps after a crash only; to take a mount away is a way to make room.
+            Err(error) if error.is_no_room() => {
+                log::debug!("{error}");
+                Ok(())
+            }
+            other => other.map(drop),
+        }
     }
 
     fn write_new(&self, suffix: &str, record: &impl Serialize) -> Result<PathBuf> {
@@ -389,9 +395,28 @@ impl Held {
     }
 
     fn write(&self, record: &Record) -> Result<()> {
-        let new = self.write_new(UNFINISHED, record)?;
-        change::rename(&new, &self.at(RECORD)?).on("rename", &new)?;
+        self.replace(RECORD, record)?;
         self.end()
+    }
+
+    /// Replaces a record by one renaming. Where there is no room for two, it is written over: one that a crash tears is
+    /// understood by nobody, and the mount has one user then.
+    fn replace(&self, suffix: &str, record: &impl Serialize) -> Result<()> {
+        let path = self.at(suffix)?;
+        let new = match self.write_new(UNFINISHED, record) {
+            Err(error) if error.is_no_room() => {
+                self.remove(UNFINISHED)?;
+                let Ok(file) = File::options().write(true).open(&path) else { return Err(error) };
+                let bytes =
+                    serde_json::to_vec(record).map_err(|e| Error::io("encode", &path, e.into()))?;
+                let written = change::write(&file, &bytes);
+                return written
+                    .and_then(|()| change::set_len(&file, bytes.len() as u64))
+                    .on("write", path);
+            }
+            other => other?,
+        };
+        change::rename(&new, &path).on("rename", &new)
     }
 
     fn forget(&self) -> Result<()> {
