@@ -8,6 +8,7 @@
 //! What a layer holds is read from its parts, never through a mount; [`Diffing`] says how: from the upper directory
 //! alone where that tells all, by comparing both trees elsewhere.
 
+mod additional;
 mod fill;
 mod fuse_overlay;
 mod hardlink;
@@ -29,11 +30,12 @@ use std::path::{Path, PathBuf};
 use crate::error::{Context, Error, Result};
 use crate::layer::Belief;
 use crate::layer::apply::{Applied, Limits};
-use crate::mount::plan::Mount;
+use crate::mount::plan::{Kind, Mount};
 use crate::mount::table;
 pub use crate::quota::{Quota, Usage};
 pub use crate::sys::Ids;
 use crate::sys::{self, change};
+pub use additional::{Additional, Wanted};
 
 /// The longest name of a layer: it becomes the name of a directory beside which others get longer ones.
 const ID_LIMIT: usize = 128;
@@ -92,6 +94,9 @@ pub struct Create {
     pub template: Option<LayerId>,
     /// The copy has other owners. Then it lies on a copy of the template's parent, with the same ids.
     pub ids: Ids,
+    /// The additional store that the parent is in, by its place in [`Driver::additional`]; without, the parent is one of the
+    /// driver's own layers.
+    pub store: Option<usize>,
 }
 
 /// How a layer is to be mounted.
@@ -181,6 +186,23 @@ pub trait Driver: fmt::Debug + Send + Sync {
 
     /// Whose word is taken on what the directories of its layers hold: what its mounts show is the truth.
     fn belief(&self) -> Belief;
+
+    /// Other stores whose layers may be parents of this driver's.
+    fn additional(&self) -> &[Additional] {
+        &[]
+    }
+
+    /// The mount that shows a layer of such a store at `target`, and lets nobody change it.
+    fn shown(&self, id: &LayerId, options: &MountOptions, target: PathBuf) -> Result<Mount> {
+        let Parts { own, below } = self.parts(id)?;
+        if !below.is_empty() {
+            let why = format!("driver {} cannot show it elsewhere", self.name());
+            return Err(Error::unsupported(format!("layer '{id}'"), why));
+        }
+        log::trace!("layer '{id}': {options:?} are for mounts of several layers");
+        let (kind, lowers) = (Kind::Bind, vec![own]);
+        Ok(Mount { kind, lowers, upper: None, options: Vec::new(), target })
+    }
 
     /// How [`crate::layer`] finds what the layer adds to its parent.
     fn diffing(&self, id: &LayerId) -> Result<Diffing>;

@@ -6,20 +6,23 @@
 //! | `layers/<id>/layer.json` | the record of a layer ([`Record`]), beside it `tar-split.gz` |
 //! | `pending/<id>` | work under way, in the room `pending` |
 //! | `run/<id>.*` | who has it mounted, as [`Store::open`] is told: [`Counts`] |
+//! | `merged/<id>@…` | where layers of additional stores are mounted, while they are |
 //! | `lock` | held while records are looked at and changed together; never during slow work |
 //!
 //! A record never names missing storage: storage is made first and removed last. A crash leaves at most a pending file,
 //! which opening the store undoes (a layer half made or half filled) or finishes (one half removed). Storage without a
 //! record and without a pending file is somebody else's: [`Store::unknown`] lists it, nothing deletes it by itself.
 
+mod additional;
 mod check;
 mod pending;
 mod record;
+mod recover;
 mod template;
 mod view;
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -32,9 +35,10 @@ use crate::error::{Context, Error, Result};
 use crate::layer::apply::{Applied, Limits};
 use crate::mount::count::Counts;
 use crate::sys::{change, trash};
+pub use additional::{Found, Listed};
 pub use check::{Checked, Problem, Pruned};
 use pending::{Pending, Work};
-pub use record::{Content, Record};
+pub use record::{Content, ParentStore, Record};
 use template::Sources;
 
 /// The record of how a layer's archive was laid out, beside the layer's record.
@@ -79,8 +83,10 @@ impl Store {
                 return Err(error);
             }
         };
-        let made = self.driver.create(id, parent, spec);
-        let made = made.and_then(|()| self.record(id, &seen, parent, spec));
+        let store = seen.parent.as_ref().and_then(|parent| parent.place);
+        let spec = Create { store, ..spec.clone() };
+        let made = self.driver.create(id, parent, &spec);
+        let made = made.and_then(|()| self.record(id, &seen, parent, &spec));
         self.settle(pending, id, Work::Create, made)
     }
 
@@ -89,11 +95,22 @@ impl Store {
         if self.find(id)?.is_some() || self.driver.exists(id)? {
             return Err(Error::Exists { kind: "layer", name: id.to_string() });
         }
+        // The name would not mean it any more.
+        if let Some(hidden) = self.theirs(id)? {
+            let users = self.users_theirs(&hidden).unwrap_or_default();
+            if users > 0 {
+                return Err(mounted(id, users));
+            }
+        }
         let mut seen = Sources::default();
         if let Some(parent) = parent {
-            seen.parent = Some(self.at_rest(parent)?);
-            // From now on its own directory is a lower one, without its work directory.
-            self.settle_names(parent)?;
+            let found = self.at_rest(parent)?;
+            match found.place {
+                // From now on its own directory is a lower one, without its work directory.
+                None => self.settle_names(parent)?,
+                Some(_) => self.may_show(&found)?,
+            }
+            seen.parent = Some(found);
         }
         if let Some(template) = &spec.template {
             seen.template = Some(self.may_copy(template, &seen, spec)?);
@@ -101,11 +118,11 @@ impl Store {
         Ok(seen)
     }
 
-    /// The record of a layer that nobody changes.
-    fn at_rest(&self, id: &LayerId) -> Result<Record> {
+    /// A layer that nobody changes.
+    fn at_rest(&self, id: &LayerId) -> Result<Found> {
         match self.is_changing(id) {
             true => Err(changing(id)),
-            false => self.get(id),
+            false => self.at_rest_there(self.look(id)?),
         }
     }
 
@@ -126,6 +143,7 @@ impl Store {
         let mut record = Record::new(id.as_str(), parent.map(LayerId::as_str), spec.read_only);
         record.label.clone_from(&spec.label);
         record.options.clone_from(&spec.options);
+        record.parent_store = seen.parent.as_ref().and_then(|parent| self.parent_store(parent));
         let _lock = self.lock()?;
         // The parent may have been filled or removed meanwhile; once there is a record on it, it cannot be.
         if let Some(parent) = parent {
@@ -182,6 +200,8 @@ impl Store {
         if users > 0 {
             return Err(mounted(id, users));
         }
+        // After a failure it is made again, which takes its parent.
+        self.lost_below(&Found { record, place: None }).map_or(Ok(()), Err)?;
         match self.child_of(id)? {
             Some(child) => refuse(&format!("has layer '{child}' on top of it")),
             None => Ok(()),
@@ -206,6 +226,7 @@ impl Store {
             digest: applied.digest.clone(),
             size: applied.size,
             entries: applied.entries,
+            marks: applied.marks.map(str::to_owned),
         });
         record.write(&dir)?;
         Ok(applied)
@@ -285,10 +306,9 @@ impl Store {
         Ok(pending)
     }
 
-    /// The record of a layer that our driver keeps, or that is lost.
+    /// The record of a layer of ours that our driver keeps, or that is lost.
     pub fn get(&self, id: &LayerId) -> Result<Record> {
-        let missing = || Error::NotFound { kind: "layer", name: id.to_string() };
-        let record = self.find(id)?.ok_or_else(missing)?;
+        let record = self.find(id)?.ok_or_else(|| self.not_ours(id))?;
         self.is_ours(id).map(|()| record)
     }
 
@@ -317,12 +337,13 @@ impl Store {
         })
     }
 
-    /// The record of a layer, if there is one.
+    /// The record of a layer of ours, if there is one.
     pub fn find(&self, id: &LayerId) -> Result<Option<Record>> {
         Record::read(&self.layers().join(id.as_str()))
     }
 
-    /// All records, by name. One that cannot be understood is left out, with a warning: it is no reason not to tell the others.
+    /// All records of ours, by name. One that cannot be understood is left out, with a warning: it is no reason not to tell the
+    /// others.
     pub fn list(&self) -> Result<Vec<Record>> {
         let mut records = Vec::new();
         for id in self.names()? {
@@ -336,21 +357,16 @@ impl Store {
 
     /// The names of what has a directory for a record, sorted.
     fn names(&self) -> Result<Vec<LayerId>> {
-        let dir = self.layers();
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
-            let name = entry.on("list", &dir)?.file_name();
-            names.extend(name.to_str().and_then(|name| LayerId::new(name).ok()));
-        }
-        names.sort();
-        Ok(names)
+        names_in(&self.layers())
     }
 
     /// A layer that lies on this one.
     fn child_of(&self, id: &LayerId) -> Result<Option<String>> {
         for child in self.names()? {
             let is_child = match self.find(&child) {
-                Ok(record) => record.is_some_and(|x| x.parent.as_deref() == Some(id.as_str())),
+                Ok(record) => record.is_some_and(|x| {
+                    x.parent.as_deref() == Some(id.as_str()) && x.parent_store.is_none()
+                }),
                 // The storage may still tell what a layer lies on whose record does not.
                 Err(Error::Corrupt { .. }) => {
                     self.driver.parent(&child).is_ok_and(|parent| parent.as_ref() == Some(id))
@@ -379,90 +395,6 @@ impl Store {
         Ok(result)
     }
 
-    /// Ends work on a layer, and undoes it after an error.
-    fn settle<T>(
-        &self,
-        pending: Pending,
-        id: &LayerId,
-        work: Work,
-        result: Result<T>,
-    ) -> Result<T> {
-        let undone = if result.is_ok() { Ok(()) } else { self.undo(id, work) };
-        match undone.and_then(|()| pending.done()) {
-            Ok(()) => {}
-            Err(error) => log::warn!("layer '{id}': {error}; the next start tries again"),
-        }
-        result
-    }
-
-    /// Undoes or finishes what was left of the work on a layer.
-    fn undo(&self, id: &LayerId, work: Work) -> Result<()> {
-        let record = self.find(id)?;
-        match (work, record) {
-            (Work::Create | Work::Remove, None) => self.remove_storage(id),
-            (Work::Apply, Some(record)) if record.content.is_none() => {
-                self.is_ours(id)?;
-                // Only what is read-only is filled, and that has no limits that would be lost.
-                self.clear_fill(id)?;
-                let parent = record.parent.as_deref().map(LayerId::new).transpose()?;
-                let spec = Create {
-                    read_only: record.read_only,
-                    label: record.label,
-                    options: record.options,
-                    ..Create::default()
-                };
-                self.driver.remove(id)?;
-                self.driver.create(id, parent.as_ref(), &spec)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Removes what filling a layer has put beside its record.
-    fn clear_fill(&self, id: &LayerId) -> Result<()> {
-        let dir = self.layers().join(id.as_str());
-        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
-            let name = entry.on("list", &dir)?.file_name();
-            if name == SPLIT || is_hidden(&name) {
-                let path = dir.join(name);
-                change::remove_file_if_any(&path).on("remove", path)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Undoes or finishes what crashes left. What cannot be now, as on a full disk, stays for the next start; the other layers
-    /// can be used meanwhile, and removed.
-    fn recover(&self) -> Result<()> {
-        self.clear_hidden()?;
-        for (id, work, pending) in Pending::left(&self.pending())? {
-            log::info!("layer '{id}': what a crash left of its {work:?} is cleared away");
-            if let Err(error) = self.undo(&id, work).and_then(|()| pending.done()) {
-                log::warn!("layer '{id}': {error}; the next start tries again");
-            }
-        }
-        match self.driver.sweep() {
-            Ok(done) => done.iter().for_each(|done| log::info!("{done}")),
-            Err(error) => log::warn!("{error}; the next start tries again"),
-        }
-        if let Err(error) = Counts::sweep(&self.run) {
-            log::warn!("{error}; the next start tries again");
-        }
-        Ok(())
-    }
-
-    /// Records that never got their name, or have it no more. They are made and removed under the lock.
-    fn clear_hidden(&self) -> Result<()> {
-        let (_lock, dir) = (self.lock()?, self.layers());
-        for entry in std::fs::read_dir(&dir).on("list", &dir)? {
-            let name = entry.on("list", &dir)?.file_name();
-            if is_hidden(&name) {
-                trash::delete(&dir, &name, None).on("remove", dir.join(name))?;
-            }
-        }
-        Ok(())
-    }
-
     /// A directory beside the records that is not taken for one.
     fn hidden(&self) -> PathBuf {
         self.layers().join(format!(".{:016x}", plyfs_fuse::sys::random_u64()))
@@ -481,9 +413,15 @@ impl Store {
     }
 }
 
-/// Whether a name beside records is not one's.
-fn is_hidden(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b".")
+/// The layers that have a directory for a record, sorted.
+fn names_in(dir: &Path) -> Result<Vec<LayerId>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).on("list", dir)? {
+        let name = entry.on("list", dir)?.file_name();
+        names.extend(name.to_str().and_then(|name| LayerId::new(name).ok()));
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn mounted(id: &LayerId, users: u64) -> Error {

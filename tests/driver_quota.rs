@@ -25,7 +25,7 @@ pub fn limited(words: &[(&str, &str)]) -> Create {
 
 /// The driver of a store opened with options.
 pub fn open(store: &Store, words: &[(&str, &str)]) -> plyfs::Result<Box<dyn Driver>> {
-    let config = Config { root: store.root(), options: options(words) };
+    let config = Config { root: store.root(), options: options(words), ..Config::default() };
     let name = store.driver.name();
     Registry::built_in().select(Some(name), &[], &config).map(|selected| selected.driver)
 }

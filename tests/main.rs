@@ -75,6 +75,7 @@ mod semantics_rename;
 mod semantics_ring;
 mod semantics_stats;
 mod semantics_xattr;
+mod store_additional;
 mod store_belief;
 mod store_broken;
 mod store_check;

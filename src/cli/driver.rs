@@ -1,8 +1,12 @@
 //! `plyfs driver`.
 
+use std::path::PathBuf;
+
 use serde_json::{Map, Value, json};
 
 use super::state::StateArgs;
+use crate::driver::Driver;
+use crate::driver::registry::Config;
 use crate::error::Result;
 
 const EXAMPLES: &str = "\
@@ -31,6 +35,7 @@ enum Verb {
 pub fn run(args: &Args, state: &StateArgs) -> Result<()> {
     let config = state.config()?;
     let selected = state.select(&config)?;
+    let additional = additional(&config, &*selected.driver);
     match args.verb {
         Verb::Cleanup => selected.driver.cleanup(),
         Verb::Status if state.json => {
@@ -45,11 +50,16 @@ pub fn run(args: &Args, state: &StateArgs) -> Result<()> {
                 .iter()
                 .map(|x| json!({ "driver": x.name, "reason": x.reason }))
                 .collect();
+            let additional: Vec<Value> = additional
+                .iter()
+                .map(|(root, there)| json!({ "root": root.to_string_lossy(), "there": there }))
+                .collect();
             super::print_json(&json!({
                 "root": config.root.to_string_lossy(),
                 "driver": selected.driver.name(),
                 "reason": selected.reason,
                 "refused": refused,
+                "additional": additional,
                 "status": facts,
             }))
         }
@@ -59,10 +69,24 @@ pub fn run(args: &Args, state: &StateArgs) -> Result<()> {
             for refusal in &selected.refused {
                 text.push_str(&format!("Not {}: {}\n", refusal.name, refusal.reason));
             }
+            for (root, there) in additional {
+                let lost = if there { "" } else { " (not there)" };
+                text.push_str(&format!("Additional store: {}{lost}\n", root.display()));
+            }
             for (key, value) in selected.driver.status() {
                 text.push_str(&format!("{key}: {value}\n"));
             }
             super::print(text.as_bytes())
         }
     }
+}
+
+/// The additional stores that were asked for, and whether they are there.
+fn additional(config: &Config, driver: &dyn Driver) -> Vec<(PathBuf, bool)> {
+    let open = |root: &PathBuf| {
+        let real = root.canonicalize().ok();
+        driver.additional().iter().any(|one| real.as_ref() == Some(&one.root))
+    };
+    let wanted = config.additional(driver.name()).into_iter();
+    wanted.map(|root| (root.clone(), open(&root))).collect()
 }

@@ -12,7 +12,7 @@ use super::state::{StateArgs, pairs};
 use crate::driver::{LayerId, MountOptions};
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::Limits;
-use crate::store::Store;
+use crate::store::{Listed, Store};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -172,7 +172,13 @@ fn work(args: &Args, state: &StateArgs) -> Result<u8> {
         Verb::Rm { ids } => {
             ids.iter().try_for_each(|id| store.remove(&LayerId::new(id)?))?;
         }
-        Verb::Exists { id } => return Ok(u8::from(store.find(&LayerId::new(id)?)?.is_none())),
+        Verb::Exists { id } => {
+            let id = LayerId::new(id)?;
+            return match store.find(&id)?.map_or_else(|| store.look(&id).map(drop), |_| Ok(())) {
+                Err(Error::NotFound { .. }) => Ok(1),
+                other => other.map(|()| 0),
+            };
+        }
         Verb::Size { id } => {
             let size = store.size(&LayerId::new(id)?)?;
             tell(&size.to_string(), ("size", size.into()), state.json)?;
@@ -285,13 +291,15 @@ fn quota(
 }
 
 fn inspect(store: &Store, id: &LayerId) -> Result<()> {
-    let record = store.get(id)?;
-    let limits = store.driver().quota(id)?;
-    let usage = store.driver().usage(id)?;
-    let metadata: BTreeMap<_, _> = store.driver().metadata(id)?.into_iter().collect();
+    let found = store.look(id)?;
+    let driver = store.driver_of(&found);
+    let limits = driver.quota(id)?;
+    let usage = driver.usage(id)?;
+    let metadata: BTreeMap<_, _> = store.metadata(&found)?.into_iter().collect();
     super::print_json(&serde_json::json!({
-        "layer": record,
-        "driver": store.driver().name(),
+        "layer": found.record,
+        "store": store.root_of(&found).to_string_lossy(),
+        "driver": driver.name(),
         "metadata": metadata,
         "quota": { "bytes": limits.bytes, "inodes": limits.inodes },
         "usage": { "bytes": usage.bytes, "inodes": usage.inodes },
@@ -299,20 +307,24 @@ fn inspect(store: &Store, id: &LayerId) -> Result<()> {
 }
 
 fn list(store: &Store, json: bool) -> Result<()> {
-    let records = store.list()?;
+    let layers = store.list_all()?;
     if json {
-        return super::print_json(&records);
+        return super::print_json(&layers);
     }
-    let width = records.iter().map(|record| record.id.len()).max().unwrap_or(0).max(2);
+    let width = layers.iter().map(|layer| layer.record.id.len()).max().unwrap_or(0).max(2);
+    // Where there is only one store, nothing is said of it.
+    let several = !store.driver().additional().is_empty();
     let mut text = String::new();
-    if !records.is_empty() {
-        text.push_str(&format!("{:width$}  {:width$}  KIND        SIZE\n", "ID", "PARENT"));
+    if !layers.is_empty() {
+        let from = if several { format!("{:20}  STORE", "SIZE") } else { "SIZE".to_owned() };
+        text.push_str(&format!("{:width$}  {:width$}  KIND        {from}\n", "ID", "PARENT"));
     }
-    for record in &records {
+    for Listed { record, store } in &layers {
         let kind = if record.read_only { "read-only" } else { "read-write" };
         let parent = record.parent.as_deref().unwrap_or("-");
         let size = record.content.as_ref().map_or_else(|| "-".to_owned(), |x| x.size.to_string());
-        text.push_str(&format!("{:width$}  {parent:width$}  {kind:10}  {size}\n", record.id));
+        let from = if several { format!("{size:20}  {}", store.display()) } else { size };
+        text.push_str(&format!("{:width$}  {parent:width$}  {kind:10}  {from}\n", record.id));
     }
     super::print(text.as_bytes())
 }

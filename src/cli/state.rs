@@ -20,7 +20,7 @@ pub struct StateArgs {
     /// How layers are kept and mounted; default: as they are, or the first that works here
     #[arg(long, value_name = "NAME")]
     pub driver: Option<String>,
-    /// An option of the driver, as KEY=VALUE; give several
+    /// An option of the driver, as KEY=VALUE; give several. additionalimagestore=DIR shows the layers of another store too
     #[arg(long = "storage-opt", value_name = "K=V")]
     pub storage_opts: Vec<String>,
     /// Print JSON; the keys are stable
@@ -49,17 +49,19 @@ impl StateArgs {
             Some(root) => std::path::absolute(root).on("resolve", root)?,
             None => crate::doctor::state_directory()?,
         };
-        Ok(Config { root, options: pairs(&self.storage_opts)? })
+        let options: Result<Vec<_>> = self.storage_opts.iter().map(|text| pair(text)).collect();
+        Config::new(root, options?)
     }
 }
 
 /// Options, each as `KEY=VALUE`.
 pub(super) fn pairs(options: &[String]) -> Result<BTreeMap<String, String>> {
-    options
-        .iter()
-        .map(|text| match text.split_once('=') {
-            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-            _ => Err(Error::invalid(format!("option '{text}'"), "is not KEY=VALUE")),
-        })
-        .collect()
+    options.iter().map(|text| pair(text)).collect()
+}
+
+fn pair(text: &str) -> Result<(String, String)> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Error::invalid(format!("option '{text}'"), "is not KEY=VALUE")),
+    }
 }

@@ -53,9 +53,21 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         ("Quota", told(layout.projects(), "bytes and inodes, kept by the mount")),
     ];
     let (kind, most, limits, meters) = (Kind::Fuse, MOST + 1, settings.limits, true);
-    let driver =
-        Layered { name: NAME, kind, layout, most, records, belief, limits, meters, mount, facts };
-    Ok(Box::new(driver.checked()?))
+    let additional = Vec::new();
+    let driver = Layered {
+        name: NAME,
+        kind,
+        layout,
+        most,
+        records,
+        belief,
+        limits,
+        meters,
+        mount,
+        facts,
+        additional,
+    };
+    Ok(Box::new(driver.checked(config)?))
 }
 
 /// Makes a filesystem and lets it go; an ordinary user needs the helper that may.

@@ -6,26 +6,28 @@
 //! | `ID/root` | an image: its whole tree |
 //! | `ID/{upper,work,merged,lower-id}` | a container: what it changes in the image that `lower-id` names |
 //! | `ID/parent` | the layer's parent |
+//! | `ID/copied` | its tree is a copy of its parent's, which is in another store |
 //! | `ID/shared` | other images share files with it, or may soon, or (empty) it is never written for other reasons |
 //!
 //! A file with many names is never written: an archive replaces files, and an image that shares any is seen read-only. A
 //! layer with both `root` and `upper` is an image whose archive was applied just before a crash.
 
+mod build;
 mod files;
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use self::files::{copy_container, copy_tree, read_id, tempfile, whole, write};
+use self::files::{copy_tree, read_id, tempfile, whole};
 use super::fill::{self, Files};
 use super::layered::{module_says, refuse_full, try_with_room};
 use super::options::{self, Config, refuse_backing};
 use super::overlay2::uses_user;
 use super::shelf::Shelf;
 use super::{
-    Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View, layout,
-    overlay2,
+    Additional, Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage,
+    View, additional, layout, overlay2,
 };
 use crate::doctor::filesystem;
 use crate::durable;
@@ -61,6 +63,8 @@ struct Hardlink {
     layers: Shelf,
     mount: Vec<String>,
     backing: String,
+    /// Other stores of this format.
+    additional: Vec<Additional>,
 }
 
 /// Opens the driver, after the kernel's overlay has been seen to work.
@@ -86,7 +90,14 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     mount.extend(settings.mount);
     let layers = Shelf::open(home, NO_QUOTA)?;
     let backing = filesystem::name(layers.dir());
-    Ok(Box::new(Hardlink { layers, mount, backing }))
+    let reader = |root: PathBuf| {
+        let (layers, mount) = (Shelf::reader(root.join(HOME)), mount.clone());
+        let (backing, additional) = (String::new(), Vec::new());
+        let driver = Box::new(Hardlink { layers, mount, backing, additional });
+        Additional { root, driver }
+    };
+    let additional = additional::roots(config, NAME, HOME)?.into_iter().map(reader).collect();
+    Ok(Box::new(Hardlink { layers, mount, backing, additional }))
 }
 
 /// Where in the home a layer is.
@@ -122,86 +133,6 @@ impl Hardlink {
                 what: format!("layer '{id}'"),
                 detail: "its lower-id names no image".to_owned(),
             }),
-        }
-    }
-
-    /// Makes the layer's directory at `new`.
-    fn build(&self, new: &Path, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
-        layout::make_dir(new, 0o700)?;
-        match &spec.template {
-            Some(template) => self.build_copy(new, (parent, template), spec)?,
-            None => self.build_empty(new, parent)?,
-        }
-        if let Some(parent) = parent {
-            write(&new.join("parent"), parent.as_str())?;
-        }
-        if let Some(label) = &spec.label {
-            write(&new.join("label"), label)?;
-        }
-        if spec.read_only {
-            write(&new.join("shared"), "")?;
-        }
-        publish::sync_filesystem(new).on("sync", new)
-    }
-
-    /// What a layer has that is a copy of another.
-    fn build_copy(
-        &self,
-        new: &Path,
-        (parent, template): (Option<&LayerId>, &LayerId),
-        spec: &Create,
-    ) -> Result<()> {
-        let ids = options::ids(spec)?;
-        match self.shape(template)? {
-            Shape::Image(root) => {
-                // Of two that are never written, files can be the same.
-                let fixed = durable::read(&self.layers.at(template).join("shared"));
-                let link =
-                    spec.read_only && ids.is_none() && fixed.is_ok_and(|text| text.is_empty());
-                copy_tree(&root, &new.join("root"), link, ids)
-            }
-            Shape::Container { dir, .. } => {
-                let image = match (ids, parent) {
-                    (Some(_), Some(parent)) => self.image_of(parent)?,
-                    _ => read_id(&dir.join("lower-id"))?,
-                };
-                copy_container(&dir, new, image.as_ref(), ids)
-            }
-        }
-    }
-
-    /// The image that a container on `parent` lies on.
-    fn image_of(&self, parent: &LayerId) -> Result<Option<LayerId>> {
-        match self.shape(parent)? {
-            Shape::Image(_) => self.share(parent).map(|()| Some(parent.clone())),
-            Shape::Container { dir, .. } => read_id(&dir.join("lower-id")),
-        }
-    }
-
-    /// What a layer has that begins as `parent` is.
-    fn build_empty(&self, new: &Path, parent: Option<&LayerId>) -> Result<()> {
-        match parent.map(|parent| Ok::<_, Error>((parent, self.shape(parent)?))).transpose()? {
-            None => layout::make_dir(&new.join("root"), 0o755),
-            Some((parent, Shape::Image(root))) => {
-                let upper = new.join("upper");
-                layout::make_dir(&upper, 0o755)?;
-                layout::inherit(&root, &upper)?;
-                write(&new.join("lower-id"), parent.as_str())?;
-                self.share(parent)?;
-                layout::make_dir(&new.join("work"), 0o700)
-            }
-            Some((_, Shape::Container { dir, .. })) => {
-                let image = read_id(&dir.join("lower-id"))?;
-                copy_container(&dir, new, image.as_ref(), None)
-            }
-        }
-    }
-
-    /// Notes that others are built on an image.
-    fn share(&self, id: &LayerId) -> Result<()> {
-        match write(&self.layers.at(id).join("shared"), HAS_CHILDREN) {
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => Ok(()),
-            other => other,
         }
     }
 
@@ -315,6 +246,17 @@ impl Driver for Hardlink {
         })
     }
 
+    fn additional(&self) -> &[Additional] {
+        &self.additional
+    }
+
+    fn shown(&self, id: &LayerId, options: &MountOptions, target: PathBuf) -> Result<Mount> {
+        match self.view(id, &MountOptions { read_only: true, ..options.clone() })? {
+            View::Mount(mount) => Ok(Mount { target, ..mount }),
+            View::Path(_) => Err(Error::unsupported(format!("layer '{id}'"), "is not read-only")),
+        }
+    }
+
     fn view(&self, id: &LayerId, wanted: &MountOptions) -> Result<View> {
         let dir = self.layers.at(id);
         let target = dir.join("merged");
@@ -366,7 +308,9 @@ impl Driver for Hardlink {
     ) -> Result<Applied> {
         let (dir, image) = match self.shape(id)? {
             Shape::Image(root) => {
-                refuse_full(id, &root)?;
+                if !is_copy(&root) {
+                    refuse_full(id, &root)?;
+                }
                 return self.layers.replace(&root, |new| {
                     copy_tree(&root, new, false, None)?;
                     fill::fill(whole(new), archive, limits, split)
@@ -468,4 +412,9 @@ impl Driver for Hardlink {
     fn cleanup(&self) -> Result<()> {
         Ok(())
     }
+}
+
+/// Whether an image has its parent's content from the beginning.
+fn is_copy(root: &Path) -> bool {
+    root.with_file_name("copied").exists()
 }

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use super::fill::{self, Deletions, Files, Target};
 use super::layout::{self, FRESH, Layout};
+use super::options::Config;
 use super::{
-    Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage, View, options,
+    Additional, Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage,
+    View, additional, options,
 };
 use crate::error::{Context, Error, Result};
 use crate::layer::Belief;
@@ -39,6 +41,8 @@ pub(super) struct Layered {
     pub(super) mount: Vec<String>,
     /// Facts about this host, found when the driver was opened.
     pub(super) facts: Vec<(&'static str, String)>,
+    /// Other stores of this format.
+    pub(super) additional: Vec<Additional>,
 }
 
 impl Layered {
@@ -106,9 +110,24 @@ impl Layered {
         }
     }
 
-    /// The driver, when its layers can have the limits that they get without asking.
-    pub(super) fn checked(self) -> Result<Layered> {
-        self.check_limits(self.limits).map(|()| self)
+    /// The driver with the additional stores it was given, when its layers can have the limits that they get without asking.
+    pub(super) fn checked(mut self, config: &Config) -> Result<Layered> {
+        self.check_limits(self.limits)?;
+        let roots = additional::roots(config, self.name, HOME)?;
+        self.layout.look_at(roots.iter().map(|root| root.join(HOME)).collect());
+        for (place, root) in roots.into_iter().enumerate() {
+            let reader = Layered {
+                layout: self.layout.other(place)?,
+                mount: self.mount.clone(),
+                facts: Vec::new(),
+                additional: Vec::new(),
+                limits: Quota::default(),
+                meters: false,
+                ..self
+            };
+            self.additional.push(Additional { root, driver: Box::new(reader) });
+        }
+        Ok(self)
     }
 }
 
@@ -153,6 +172,20 @@ impl Driver for Layered {
         }
         let read_only = options.read_only || self.layout.is_committed(id)?;
         Ok(View::Mount(self.mount(id, options, read_only)?))
+    }
+
+    fn additional(&self) -> &[Additional] {
+        &self.additional
+    }
+
+    fn shown(&self, id: &LayerId, options: &MountOptions, target: PathBuf) -> Result<Mount> {
+        let mut mount = self.mount(id, options, true)?;
+        mount.target = target;
+        // The kernel's overlay merges two directories at least.
+        if mount.kind == Kind::Overlay && mount.lowers.len() == 1 {
+            (mount.kind, mount.options) = (Kind::Bind, Vec::new());
+        }
+        Ok(mount)
     }
 
     fn unsettled(&self, id: &LayerId) -> Result<Option<Mount>> {

@@ -18,6 +18,8 @@
 //! `.gone-*`, links that lead nowhere, and the content that an unfinished apply had made; [`Layout::sweep`] deletes these,
 //! and nothing else does.
 
+mod inherit;
+mod others;
 mod sweep;
 mod template;
 
@@ -26,14 +28,13 @@ use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use plyfs_fuse::owner::OVERRIDE_NAMES;
-
 use super::shelf::Shelf;
 use super::{Create, LayerId, Parts, Quota, limits, options};
 use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::quota::{self, Projects, State};
-use crate::sys::{change, copy, publish, tree};
+use crate::sys::{change, copy, publish};
+pub(super) use inherit::inherit;
 
 /// The directory of short links.
 const LINKS: &str = "l";
@@ -49,6 +50,8 @@ pub(super) const FRESH: &str = "diff.new";
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
     shelf: Shelf,
+    /// The same directory of other stores.
+    others: Vec<PathBuf>,
     /// The most layers that may lie below one.
     deepest: usize,
     /// Owners are kept in attributes that only a mount shows, so a layer without a parent is mounted too.
@@ -61,7 +64,7 @@ impl Layout {
         let shelf = Shelf::with_projects(home, "diff")?;
         let links = shelf.dir().join(LINKS);
         change::make_dirs(&links, 0o700).on("create", &links)?;
-        Ok(Layout { shelf, deepest, records })
+        Ok(Layout { shelf, others: Vec::new(), deepest, records })
     }
 
     pub(super) fn home(&self) -> &Path {
@@ -159,13 +162,17 @@ impl Layout {
         make_dir(&diff, 0o755)?;
         write(&new.join("link"), short.as_bytes())?;
         if let Some(parent) = parent {
-            let below = self.below(parent)?;
-            write(&new.join("lower"), below.join(":").as_bytes())?;
+            let other = spec.store.map(|place| self.other(place)).transpose()?;
+            let store = other.as_ref().unwrap_or(self);
+            write(&new.join("lower"), store.below(parent)?.join(":").as_bytes())?;
             if spec.template.is_none() {
-                inherit(&self.dir(parent)?.join("diff"), &diff)?;
+                inherit(&store.dir(parent)?.join("diff"), &diff, other.is_some())?;
                 publish::sync_dir(&diff).on("sync", &diff)?;
             }
-            self.commit(parent)?;
+            // A layer of another store stays as it is: its own store changes it no more.
+            if other.is_none() {
+                self.commit(parent)?;
+            }
         }
         let mounted = parent.is_some() || self.records || !limits.is_none();
         if mounted {
@@ -274,7 +281,7 @@ impl Layout {
     pub(super) fn parent(&self, id: &LayerId) -> Result<Option<LayerId>> {
         match self.lower(id)?.first() {
             None => Ok(None),
-            Some(first) => self.resolve(id, first).map(Some),
+            Some(first) => self.resolve(id, first).map(|(parent, _)| Some(parent)),
         }
     }
 
@@ -298,24 +305,18 @@ impl Layout {
     /// The directories of the layer.
     pub(super) fn parts(&self, id: &LayerId) -> Result<Parts> {
         let own = self.dir(id)?.join("diff");
-        let below: Result<Vec<PathBuf>> = self
-            .lower(id)?
-            .iter()
-            .map(|entry| Ok(self.at(&self.resolve(id, entry)?).join("diff")))
-            .collect();
+        let lower = self.lower(id)?;
+        let below: Result<Vec<PathBuf>> =
+            lower.iter().map(|entry| self.resolve(id, entry).map(|(_, diff)| diff)).collect();
         Ok(Parts { own, below: below? })
     }
 
-    /// The layer that an entry of `lower` names.
-    fn resolve(&self, id: &LayerId, entry: &str) -> Result<LayerId> {
+    /// The layer that an entry of `lower` names, and its content.
+    fn resolve(&self, id: &LayerId, entry: &str) -> Result<(LayerId, PathBuf)> {
         let short = entry.strip_prefix("l/").filter(|short| is_short(short));
         let corrupt = |detail: String| Error::Corrupt { what: format!("layer '{id}'"), detail };
         let short = short.ok_or_else(|| corrupt(format!("its list of lowers has '{entry}'")))?;
-        if let Some(found) = self.target(short)? {
-            return Ok(found);
-        }
-        // The link is lost; the layer itself still tells.
-        let found = self.shorts()?.remove(short);
+        let found = self.named(short)?;
         found.ok_or_else(|| corrupt(format!("'{entry}' below it leads to no layer")))
     }
 
@@ -407,28 +408,6 @@ impl Layout {
             other => Ok(Some(other.on("read", &path)?)),
         }
     }
-}
-
-/// A child's root directory starts as its parent's: the topmost one gives a view its attributes.
-pub(super) fn inherit(parent: &Path, child: &Path) -> Result<()> {
-    let found = parent.symlink_metadata().on("stat", parent)?;
-    use std::os::unix::fs::MetadataExt;
-    let own = child.symlink_metadata().on("stat", child)?;
-    if (own.uid(), own.gid()) != (found.uid(), found.gid()) {
-        change::chown(child, found.uid(), found.gid()).on("chown", child)?;
-    }
-    change::chmod(child, found.mode() & 0o7777).on("chmod", child)?;
-    let dir = tree::open_root(parent).on("open", parent)?;
-    for key in tree::xattr_names(&dir, OsStr::new("")).on("list xattrs", parent)? {
-        let text = key.to_string_lossy();
-        let kept = OVERRIDE_NAMES.contains(&&*text) || text.starts_with("system.posix_acl_");
-        if let (true, Some(value)) =
-            (kept, tree::xattr(&dir, OsStr::new(""), &key).on("read xattrs", parent)?)
-        {
-            change::set_xattr(child, &text, &value).on("set xattrs", child)?;
-        }
-    }
-    Ok(())
 }
 
 fn is_short(text: &str) -> bool {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::additional::Wanted;
 use super::{Create, Ids, LayerId, Quota, Usage};
 use crate::doctor::filesystem;
 use crate::error::{Error, Result};
@@ -22,6 +23,8 @@ pub struct Config {
     pub root: PathBuf,
     /// Options as `DRIVER.KEY`, those of other drivers too.
     pub options: BTreeMap<String, String>,
+    /// Other stores whose layers are seen too.
+    pub additional: Vec<Wanted>,
 }
 
 /// The options that every driver with quotas takes, and those of mounts.

@@ -56,9 +56,21 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     ];
     let (kind, most, limits) = (Kind::Overlay, MOST, settings.limits);
     let (records, meters) = (false, false);
-    let driver =
-        Layered { name: NAME, kind, layout, most, records, belief, limits, meters, mount, facts };
-    Ok(Box::new(driver.checked()?))
+    let additional = Vec::new();
+    let driver = Layered {
+        name: NAME,
+        kind,
+        layout,
+        most,
+        records,
+        belief,
+        limits,
+        meters,
+        mount,
+        facts,
+        additional,
+    };
+    Ok(Box::new(driver.checked(config)?))
 }
 
 /// Whether these options of a mount have it keep its marks in `user.*`.

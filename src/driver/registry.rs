@@ -197,7 +197,7 @@ impl Registry {
                 return Err(Error::invalid(format!("option '{key}'"), why));
             }
         }
-        Ok(())
+        config.named_by_additional().try_for_each(|name| self.known(name).map(drop))
     }
 }
 

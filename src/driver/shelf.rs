@@ -31,13 +31,21 @@ pub(super) struct Shelf {
     projects: std::result::Result<Projects, String>,
     /// What of an entry is in a project; empty for all of it.
     limited: &'static str,
+    /// Nothing in it is ever changed by us.
+    theirs: bool,
 }
 
 impl Shelf {
     /// Opens it, made when it is missing. Nothing in it can be limited, and `why` says why.
     pub(super) fn open(dir: PathBuf, why: &str) -> Result<Shelf> {
         change::make_dirs(&dir, 0o710).on("create", &dir)?;
-        Ok(Shelf { dir, projects: Err(why.to_owned()), limited: "" })
+        Ok(Shelf { dir, projects: Err(why.to_owned()), limited: "", theirs: false })
+    }
+
+    /// That of another store, which is only read.
+    pub(super) fn reader(dir: PathBuf) -> Shelf {
+        let why = "another store's, which nothing is changed in".to_owned();
+        Shelf { dir, projects: Err(why), limited: "", theirs: true }
     }
 
     /// Opens it, made when it is missing. `limited` in an entry, all of it if that is empty, may be in a project, whose limits
@@ -45,7 +53,7 @@ impl Shelf {
     pub(super) fn with_projects(dir: PathBuf, limited: &'static str) -> Result<Shelf> {
         change::make_dirs(&dir, 0o710).on("create", &dir)?;
         let projects = Projects::open(&dir);
-        Ok(Shelf { dir, projects, limited })
+        Ok(Shelf { dir, projects, limited, theirs: false })
     }
 
     /// The projects of what is in it, or why it has none, with what to do.
@@ -124,6 +132,7 @@ impl Shelf {
         if dir.symlink_metadata().is_err() {
             return Ok(());
         }
+        self.refuse_theirs()?;
         super::refuse_mounted(&dir, id)?;
         let (gone, hold) = (self.name(GONE)?, self.hold(&dir)?);
         let working = self.work()?;
@@ -193,8 +202,16 @@ impl Shelf {
     }
 
     fn lock_file(&self) -> Result<File> {
+        self.refuse_theirs()?;
         let path = self.dir.join(LOCK);
         change::open_or_create(&path).on("open", &path)
+    }
+
+    fn refuse_theirs(&self) -> Result<()> {
+        match self.theirs {
+            true => Err(Error::invalid(self.dir.display().to_string(), "is only read")),
+            false => Ok(()),
+        }
     }
 
     /// Takes the limits from what goes. Those that stay are nobody's when it has gone.

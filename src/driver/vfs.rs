@@ -8,8 +8,8 @@ use super::fill::{self, Deletions, Files, Target};
 use super::options::{self, Config};
 use super::shelf::Shelf;
 use super::{
-    Create, Diffing, Driver, FileGetter, Ids, LayerId, MountOptions, Parts, Quota, Usage, View,
-    layout,
+    Additional, Create, Diffing, Driver, FileGetter, Ids, LayerId, MountOptions, Parts, Quota,
+    Usage, View, additional, layout,
 };
 use crate::doctor::filesystem;
 use crate::error::{Context, Error, Result};
@@ -19,6 +19,8 @@ use crate::quota::State;
 use crate::sys::{change, copy, publish};
 
 pub(super) const NAME: &str = "vfs";
+/// Where its layers are in a store's root.
+const DIR: &str = "vfs/dir";
 
 /// Values of the option `vfs.xattrs`, ours and moby's.
 const LOSE_XATTRS: [&str; 2] = ["best-effort", "i_want_broken_containers"];
@@ -32,6 +34,8 @@ struct Vfs {
     /// Attributes that the filesystem does not take are left out.
     lose_xattrs: bool,
     backing: String,
+    /// Other stores of whole copies.
+    additional: Vec<Additional>,
 }
 
 /// Opens the driver.
@@ -46,10 +50,11 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         }
     };
     let home = config.root.join(NAME);
-    let layers = Shelf::with_projects(home.join("dir"), "")?;
+    let layers = Shelf::with_projects(config.root.join(DIR), "")?;
     let backing = filesystem::name(&home);
     let limits = settings.limits;
-    let driver = Vfs { home, layers, limits, lose_xattrs, backing };
+    let additional = additional::roots(config, NAME, DIR)?.into_iter().map(reader).collect();
+    let driver = Vfs { home, layers, limits, lose_xattrs, backing, additional };
     driver.check_limits(limits)?;
     Ok(Box::new(driver))
 }
@@ -59,11 +64,33 @@ pub(super) fn place(home: &Path, id: &str) -> PathBuf {
     home.join("dir").join(id)
 }
 
+/// Reads the layers of another store.
+fn reader(root: PathBuf) -> Additional {
+    let (home, layers) = (root.join(NAME), Shelf::reader(root.join(DIR)));
+    let (backing, limits) = (filesystem::name(&home), Quota::default());
+    let additional = Vec::new();
+    let driver = Box::new(Vfs { home, layers, limits, lose_xattrs: false, backing, additional });
+    Additional { root, driver }
+}
+
 impl Vfs {
     fn dir(&self, id: &LayerId) -> Result<PathBuf> {
         match self.exists(id)? {
             true => Ok(self.layers.at(id)),
             false => Err(Error::NotFound { kind: "layer", name: id.to_string() }),
+        }
+    }
+
+    /// What a new layer begins as a copy of.
+    fn origin(&self, parent: Option<&LayerId>, spec: &Create) -> Result<Option<PathBuf>> {
+        match (&spec.template, parent, spec.store) {
+            // A template holds all of its parents.
+            (Some(template), _, _) => self.dir(template).map(Some),
+            (None, Some(parent), Some(place)) => {
+                let theirs = additional::at(&self.additional, place)?;
+                theirs.driver.parts(parent).map(|parts| Some(parts.own))
+            }
+            (None, parent, _) => parent.map(|parent| self.dir(parent)).transpose(),
         }
     }
 
@@ -131,9 +158,8 @@ impl Driver for Vfs {
         let ids = options::ids(spec)?;
         self.layers.publish(id, |new| {
             self.make(new, spec.read_only)?;
-            // A template holds all of its parents.
-            if let Some(from) = spec.template.as_ref().or(parent) {
-                self.copy(&self.dir(from)?, new, false, ids)?;
+            if let Some(from) = self.origin(parent, spec)? {
+                self.copy(&from, new, false, ids)?;
             }
             if let Some(label) = &spec.label {
                 let set = change::set_xattr(new, "security.selinux", label.as_bytes());
@@ -160,6 +186,10 @@ impl Driver for Vfs {
     /// A copy does not tell what it is a copy of.
     fn parent(&self, id: &LayerId) -> Result<Option<LayerId>> {
         self.dir(id).map(|_| None)
+    }
+
+    fn additional(&self) -> &[Additional] {
+        &self.additional
     }
 
     fn parts(&self, id: &LayerId) -> Result<Parts> {

@@ -55,6 +55,9 @@ pub struct Applied {
     pub diff_id: String,
     /// The same of the archive as it came.
     pub digest: String,
+    /// Where attributes were written that hide what lies below directories: `trusted` or `user`. None where there are none.
+    #[serde(skip)]
+    pub marks: Option<&'static str>,
 }
 
 /// What an archive may ask for. Going beyond is an error that names the limit.
@@ -144,9 +147,10 @@ pub fn apply(
         let (mut input, end) = Input::open(archive, limits, scope)?;
         let mut unpack = Unpack::new(target, limits, split.is_some())?;
         unpack.all(&mut input)?;
+        let marks = unpack.marks();
         let (size, entries) = unpack.finish(split)?;
         let (diff_id, digest) = input.finish(end)?;
-        Ok(Applied { size, entries, diff_id, digest })
+        Ok(Applied { size, entries, diff_id, digest, marks })
     })
 }
 

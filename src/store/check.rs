@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Write};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{Record, SPLIT, Store};
+use super::{Found, Record, SPLIT, Store};
 use crate::driver::{LayerId, Usage};
 use crate::error::{Context, Error, Result};
 use crate::layer::split;
@@ -125,7 +125,12 @@ impl Store {
             checked.add(id.as_str(), "its storage is missing", rm);
             return Ok(());
         }
-        if let Some(parent) = &record.parent {
+        let found = Found { record: record.clone(), place: None };
+        if let Some(lost) = self.lost_below(&found) {
+            checked.add(id.as_str(), lost.to_string(), rm);
+            return Ok(());
+        }
+        if let Some(parent) = record.parent.as_ref().filter(|_| record.parent_store.is_none()) {
             if self.find(&LayerId::new(parent)?).is_ok_and(|parent| parent.is_none()) {
                 let what = format!("layer '{parent}', on which it lies, is missing");
                 checked.add(id.as_str(), what, rm);
@@ -176,7 +181,8 @@ impl Store {
             what,
             "plyfs check --repair makes the storage say what the record says",
         );
-        if repair && self.driver.repair(id, wanted.as_ref())? {
+        // Of a parent in another store nothing is mended by its name, which may be one of ours too.
+        if repair && record.parent_store.is_none() && self.driver.repair(id, wanted.as_ref())? {
             if let Some(last) = checked.problems.last_mut() {
                 (last.repaired, last.advice) = (true, None);
             }

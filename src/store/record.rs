@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,28 @@ pub struct Record {
     /// The same of groups.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub gid_map: String,
+    /// The parent is in an additional store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_store: Option<ParentStore>,
+}
+
+/// Which layer of an additional store a parent is: its name may mean another one later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentStore {
+    /// Where the store was; it may be found elsewhere.
+    pub root: PathBuf,
+    /// When the parent was made.
+    pub created: u64,
+    /// What it was filled with.
+    pub diff_id: Option<String>,
+}
+
+impl ParentStore {
+    /// Whether this is the layer.
+    pub(super) fn is(&self, record: &Record) -> bool {
+        let diff_id = record.content.as_ref().map(|content| &content.diff_id);
+        self.created == record.created && self.diff_id.as_ref() == diff_id
+    }
 }
 
 /// The archive that a layer was filled from.
@@ -59,6 +81,10 @@ pub struct Content {
     pub size: u64,
     /// Its entries.
     pub entries: u64,
+    /// Which attributes hide what lies below directories, `trusted` or `user`: not everybody can read the former, and who can
+    /// does not look at the latter. None where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub marks: Option<String>,
 }
 
 impl Record {
@@ -77,6 +103,7 @@ impl Record {
             template: None,
             uid_map: String::new(),
             gid_map: String::new(),
+            parent_store: None,
         }
     }
 
@@ -131,6 +158,7 @@ mod tests {
             digest: "sha256:11".into(),
             size: 7,
             entries: 2,
+            marks: Some("user".into()),
         });
         record.write(&place).unwrap();
         assert_eq!(Record::read(&place).unwrap(), Some(record));

@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::{Record, SPLIT, Store, changing, mounted};
+use super::{Found, Record, SPLIT, Store, changing, mounted};
 use crate::driver::{Create, Ids, LayerId};
 use crate::error::{Context, Error, Result};
 use crate::sys::change;
@@ -11,14 +11,14 @@ use crate::sys::change;
 /// What a layer is made from, as it was before its storage was made.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
-    pub(super) parent: Option<Record>,
+    pub(super) parent: Option<Found>,
     pub(super) template: Option<Record>,
 }
 
 impl Store {
     /// What makes a layer a copy of `template` in all: on which parent it lies, and how it is made.
     pub fn like(&self, template: &LayerId) -> Result<(Option<LayerId>, Create)> {
-        let record = self.get(template)?;
+        let record = self.copyable(template)?;
         let limits = self.driver.quota(template)?;
         let limits = [("size", limits.bytes), ("inodes", limits.inodes)];
         let limits = limits.into_iter().filter_map(|(key, limit)| Some((key, limit?)));
@@ -28,8 +28,29 @@ impl Store {
             options: limits.map(|(key, limit)| (key.to_owned(), limit.to_string())).collect(),
             template: Some(template.clone()),
             ids: Ids::default(),
+            store: None,
         };
         Ok((record.parent.as_deref().map(LayerId::new).transpose()?, spec))
+    }
+
+    /// The record of a template, which is one of ours.
+    fn copyable(&self, template: &LayerId) -> Result<Record> {
+        let found = self.look(template)?;
+        if !self.is_theirs(&found) {
+            return Ok(found.record);
+        }
+        let root = self.root_of(&found).display();
+        let why =
+            format!("is in the additional store {root}; only layers of this store are copied");
+        Err(Error::invalid(format!("template '{template}'"), why))
+    }
+
+    /// The same of one that nobody changes.
+    fn copyable_at_rest(&self, template: &LayerId) -> Result<Record> {
+        match self.is_changing(template) {
+            true => Err(changing(template)),
+            false => self.copyable(template),
+        }
     }
 
     /// The record of a layer that can be copied now, to lie on the parent that was `seen`.
@@ -39,7 +60,7 @@ impl Store {
         seen: &Sources,
         spec: &Create,
     ) -> Result<Record> {
-        let record = self.at_rest(template)?;
+        let record = self.copyable_at_rest(template)?;
         if let Some(why) = misplaced(&record, seen.parent.as_ref(), &spec.ids) {
             return Err(Error::invalid(format!("template '{template}'"), why));
         }
@@ -67,7 +88,7 @@ impl Store {
         spec: &Create,
     ) -> Result<()> {
         let (Some(template), Some(seen)) = (&spec.template, &seen.template) else { return Ok(()) };
-        if *seen != self.at_rest(template)? {
+        if *seen != self.copyable_at_rest(template)? {
             return Err(changing(template));
         }
         self.refuse_written(template, seen)?;
@@ -83,7 +104,7 @@ impl Store {
     /// both layers can have the same file. A template that has lost it gives none.
     pub(super) fn share_split(&self, record: &Record, dir: &Path) -> Result<()> {
         let (Some(template), Some(_)) = (&record.template, &record.content) else { return Ok(()) };
-        let from = self.split(&LayerId::new(template)?);
+        let from = self.layers().join(template).join(SPLIT);
         match change::link(&from, &dir.join(SPLIT)) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             other => other.on("link", &from),
@@ -92,21 +113,36 @@ impl Store {
 }
 
 /// Why a copy of a layer cannot lie on `parent`.
-fn misplaced(template: &Record, parent: Option<&Record>, ids: &Ids) -> Option<String> {
-    let found = parent.map(|parent| parent.id.as_str());
+fn misplaced(template: &Record, parent: Option<&Found>, ids: &Ids) -> Option<String> {
     let Some(own) = &template.parent else {
-        return found.map(|_| "lies on no other, and neither does a copy of it".to_owned());
+        return parent.map(|_| "lies on no other, and neither does a copy of it".to_owned());
+    };
+    let theirs = template.parent_store.as_ref();
+    let below = match theirs {
+        None => format!("layer '{own}'"),
+        Some(store) => format!("layer '{own}' of the additional store {}", store.root.display()),
     };
     if ids.is_none() {
-        let same = found == Some(own);
-        return (!same).then(|| format!("lies on layer '{own}', and so does a copy of it"));
+        let is_same = |parent: &Found| {
+            parent.record.id == *own
+                && match theirs {
+                    None => parent.place.is_none(),
+                    // A name of ours may hide it.
+                    Some(store) => parent.place.is_some() && store.is(&parent.record),
+                }
+        };
+        let same = parent.is_some_and(is_same);
+        return (!same).then(|| format!("lies on {below}, and so does a copy of it"));
     }
-    let is_like = |parent: &Record| {
+    if theirs.is_some() {
+        return Some(format!("lies on {below}, whose owners stay, and so do those of a copy"));
+    }
+    let is_like = |Found { record: parent, place }: &Found| {
         let maps = (parent.uid_map.clone(), parent.gid_map.clone());
-        parent.template.as_ref() == Some(own) && maps == texts(ids)
+        place.is_none() && parent.template.as_ref() == Some(own) && maps == texts(ids)
     };
     (!parent.is_some_and(is_like)).then(|| {
-        format!("lies on layer '{own}', whose owners stay; copy that with the same ids, and name the copy as the parent")
+        format!("lies on {below}, whose owners stay; copy that with the same ids, and name the copy as the parent")
     })
 }
 

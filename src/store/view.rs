@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::pending::{Pending, Work};
-use super::{Record, SPLIT, Store, changing};
+use super::{Found, Record, SPLIT, Store, changing};
 use crate::driver::{Diffing, LayerId, MountOptions, Parts, View};
 use crate::error::{Error, Result};
 use crate::layer::Belief;
@@ -16,13 +16,16 @@ use crate::layer::compare::{Comparison, Tree};
 use crate::layer::diff::{self, Spec};
 use crate::layer::split;
 use crate::mount::count::{Counts, Held};
-use crate::mount::plan::{self, Server};
+use crate::mount::plan::{self, Mount, Server};
 
 impl Store {
     /// Mounts a layer, or takes part in the mount that is there. Returns where it is seen.
     pub fn mount(&self, id: &LayerId, options: &MountOptions) -> Result<PathBuf> {
-        self.get(id)?;
-        self.settle_names(id)?;
+        let found = self.look(id)?;
+        if found.place.is_some() {
+            return self.mount_theirs(found, options);
+        }
+        self.explained(&found, self.settle_names(id))?;
         // Nobody begins to fill or remove it before its new user is counted.
         let held = self.counts()?.hold(id.as_str())?;
         let record = self.get(id)?;
@@ -33,27 +36,23 @@ impl Store {
         let mut options = options.clone();
         options.read_only |= record.read_only;
         options.label = options.label.or(record.label);
-        match self.driver.view(id, &options)? {
+        match self.explained(&found, self.driver.view(id, &options))? {
             View::Path(_) if asked => {
                 let why = "it is seen as its own directory, without a mount that could have any";
                 Err(Error::invalid(format!("options for layer '{id}'"), why))
             }
             View::Path(path) => held.take().map(|()| path),
-            View::Mount(mount) => {
-                if asked && held.count(&mount.target)? > 0 {
-                    log::warn!(
-                        "layer '{id}' is mounted already, and stays with the options that it has"
-                    );
-                }
-                held.mount(&mount, &server())
-            }
+            View::Mount(mount) => take_part(&held, id, &mount, asked),
         }
     }
 
     /// Takes one mount of a layer back; the last one unmounts it.
     pub fn unmount(&self, id: &LayerId) -> Result<()> {
-        self.get(id)?;
-        self.release(id)
+        let found = self.look(id)?;
+        match found.place {
+            Some(_) => self.unmount_theirs(&found),
+            None => self.release(id),
+        }
     }
 
     /// One user fewer of a layer. What it was seen by may be another way than it would be now: a layer can become one that is
@@ -94,7 +93,10 @@ impl Store {
 
     /// How many have the layer mounted, or were given its directory.
     pub fn users(&self, id: &LayerId) -> Result<u64> {
-        self.hold(id).map(|(_, users)| users)
+        match self.look(id) {
+            Ok(found) if found.place.is_some() => self.users_theirs(&found),
+            _ => self.hold(id).map(|(_, users)| users),
+        }
     }
 
     /// Keeps everybody from mounting a layer and from taking mounts of it back; how many have it. One whose storage is lost
@@ -106,67 +108,90 @@ impl Store {
             return Ok((held, 0));
         }
         let used = held.used()?;
-        let mounted = match self.driver.view(id, &MountOptions::default())? {
-            View::Path(_) => 0,
-            View::Mount(mount) => held.count(&mount.target)?,
+        let mounted = match self.driver.view(id, &MountOptions::default()) {
+            Ok(View::Path(_)) => 0,
+            Ok(View::Mount(mount)) => held.count(&mount.target)?,
+            // It can be removed all the same.
+            Err(_) if self.look(id).is_ok_and(|found| self.lost_below(&found).is_some()) => {
+                held.count_noted()?
+            }
+            Err(error) => return Err(error),
         };
         Ok((held, used.saturating_add(mounted)))
     }
 
-    fn counts(&self) -> Result<Counts> {
+    pub(super) fn counts(&self) -> Result<Counts> {
         Counts::open(&self.run)
     }
 
     /// What a layer adds to, changes and deletes in its parent, sorted by path.
     pub fn changes(&self, id: &LayerId) -> Result<Vec<Change>> {
-        let record = self.get(id)?;
-        self.settle_names(id)?;
-        let (Parts { own, below }, belief) = (self.driver.parts(id)?, self.belief(&record));
-        match self.driver.diffing(id)? {
+        let found = self.look(id)?;
+        let (Parts { own, below }, belief) = (self.settled_parts(&found)?, self.belief(&found));
+        match self.driver_of(&found).diffing(id)? {
             Diffing::Native => changes::list_believing(&own, &below, belief),
             Diffing::Naive => {
-                let old = self.parent_tree(record.parent.as_deref())?;
+                let old = self.parent_tree(&found)?;
                 let new = Tree { top: own, below };
-                Comparison { old: old.as_ref(), new: &new, since: made(&record), belief }.list()
+                let since = made(&found.record);
+                Comparison { old: old.as_ref(), new: &new, since, belief }.list()
             }
         }
+    }
+
+    /// The directories of a layer, which tell all that was seen of it.
+    fn settled_parts(&self, found: &Found) -> Result<Parts> {
+        let id = found.id()?;
+        if found.place.is_none() {
+            self.explained(found, self.settle_names(&id))?;
+        } else if !found.record.read_only
+            && !matches!(self.driver_of(found).unsettled(&id), Ok(None))
+        {
+            log::warn!(
+                "layer '{id}' is written in its own store: of a file with several names some may be seen with what they had before"
+            );
+        }
+        self.explained(found, self.driver_of(found).parts(&id))
     }
 
     /// Writes what a layer adds to its parent as an image layer: the archive that it was filled from, byte for byte, if it
     /// was. After an error `out` has no end of archive.
     pub fn diff(&self, id: &LayerId, out: &mut impl Write) -> Result<()> {
-        let record = self.get(id)?;
-        if record.content.is_some() {
-            return self.archive(id, out);
+        let found = self.look(id)?;
+        if found.record.content.is_some() {
+            return self.archive(&found, out);
         }
-        self.settle_names(id)?;
-        let (Parts { own, below }, belief) = (self.driver.parts(id)?, self.belief(&record));
-        match self.driver.diffing(id)? {
+        let (Parts { own, below }, belief) = (self.settled_parts(&found)?, self.belief(&found));
+        match self.driver_of(&found).diffing(id)? {
             Diffing::Native => {
                 let spec = Spec { upper: own, lowers: below, user_marks: false };
                 diff::write_believing(&spec, belief, out)
             }
             Diffing::Naive => {
-                let old = self.parent_tree(record.parent.as_deref())?;
+                let old = self.parent_tree(&found)?;
                 let new = Tree { top: own, below };
-                Comparison { old: old.as_ref(), new: &new, since: made(&record), belief }.write(out)
+                let since = made(&found.record);
+                Comparison { old: old.as_ref(), new: &new, since, belief }.write(out)
             }
         }
     }
 
     /// Whose word is taken on what a layer holds.
-    fn belief(&self, record: &Record) -> Belief {
-        let belief = self.driver.belief();
-        if record.parent.is_none() { belief.of_the_lowest() } else { belief }
+    fn belief(&self, found: &Found) -> Belief {
+        let belief = self.driver_of(found).belief();
+        if found.record.parent.is_none() { belief.of_the_lowest() } else { belief }
     }
 
     /// Puts the archive that a layer was filled from together again.
-    fn archive(&self, id: &LayerId, out: &mut impl Write) -> Result<()> {
-        let path = self.split(id);
+    fn archive(&self, found: &Found, out: &mut impl Write) -> Result<()> {
+        let path = self.dir_of(found).join(SPLIT);
         match File::open(&path) {
-            Ok(mut record) => split::assemble(&mut record, &*self.driver.files(id)?, out),
+            Ok(mut record) => {
+                let files = self.driver_of(found).files(&found.id()?)?;
+                split::assemble(&mut record, &*files, out)
+            }
             Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::Corrupt {
-                what: format!("layer '{id}'"),
+                what: format!("layer '{}'", found.record.id),
                 detail: format!("{} is missing", path.display()),
             }),
             Err(e) => Err(Error::io("open", path, e)),
@@ -180,10 +205,11 @@ impl Store {
 
     /// Bytes of the data of the files that a layer adds or changes, one with several names once.
     pub fn size(&self, id: &LayerId) -> Result<u64> {
-        if let Some(content) = self.get(id)?.content {
+        let found = self.look(id)?;
+        if let Some(content) = &found.record.content {
             return Ok(content.size);
         }
-        let own = self.driver.parts(id)?.own;
+        let own = self.explained(&found, self.driver_of(&found).parts(id))?.own;
         let (mut seen, mut size) = (HashSet::new(), 0);
         for change in self.changes(id)?.iter().filter(|x| x.kind != ChangeKind::Deleted) {
             let path = own.join(change.path.strip_prefix("/").unwrap_or(&change.path));
@@ -200,11 +226,23 @@ impl Store {
         Ok(size)
     }
 
-    fn parent_tree(&self, parent: Option<&str>) -> Result<Option<Tree>> {
-        let Some(parent) = parent else { return Ok(None) };
-        let Parts { own, below } = self.driver.parts(&LayerId::new(parent)?)?;
+    fn parent_tree(&self, child: &Found) -> Result<Option<Tree>> {
+        let Some(name) = &child.record.parent else { return Ok(None) };
+        let Some(parent) = self.parent_of(child)? else {
+            return Err(Error::NotFound { kind: "layer", name: name.clone() });
+        };
+        let parts = self.driver_of(&parent).parts(&parent.id()?);
+        let Parts { own, below } = self.explained(&parent, parts)?;
         Ok(Some(Tree { top: own, below }))
     }
+}
+
+/// Mounts a layer, or takes part in the mount that is there, which need not have the options that were `asked` for.
+pub(super) fn take_part(held: &Held, id: &LayerId, mount: &Mount, asked: bool) -> Result<PathBuf> {
+    if asked && held.count(&mount.target)? > 0 {
+        log::warn!("layer '{id}' is mounted already, and stays with the options that it has");
+    }
+    held.mount(mount, &server())
 }
 
 /// When a layer's storage was there as its parent is, or a moment later. That of a copy never was: all its inodes are new, and

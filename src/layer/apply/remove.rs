@@ -140,6 +140,7 @@ impl Unpack<'_> {
                 let times = ((stat.atime.sec, stat.atime.nsec), (stat.mtime.sec, stat.mtime.nsec));
                 let marked = set_opaque(dialect, self.dirs.fd(), name);
                 marked.at("mark as opaque", &self.dirs, bytes)?;
+                self.marked = true;
                 unpack::set_times_at(self.dirs.fd(), name, times.0, times.1).at(
                     "set times of",
                     &self.dirs,
@@ -161,6 +162,7 @@ impl Unpack<'_> {
     }
 
     fn write_whiteout(&mut self, dialect: Dialect, name: &OsStr) -> Result<()> {
+        self.marked |= dialect.style == Style::Xattr;
         let written = match dialect.style {
             Style::Xattr => dialect
                 .allow_xattr_whiteouts(self.dirs.fd())
@@ -194,6 +196,7 @@ impl Unpack<'_> {
         }
         let marked = set_opaque(dialect, self.dirs.fd(), OsStr::new(""));
         marked.at("mark as opaque", &self.dirs, b"")?;
+        self.marked = true;
         let top = self.dirs.top_mut();
         (top.opaque, top.below) = (true, Some(Vec::new()));
         Ok(())

@@ -40,6 +40,8 @@ pub(super) struct Unpack<'a> {
     writeback: Writeback,
     umask: u32,
     pub(super) is_root: bool,
+    /// Attributes hide something.
+    pub(super) marked: bool,
     size: u64,
     entries: u64,
 }
@@ -80,6 +82,7 @@ impl<'a> Unpack<'a> {
             writeback: Writeback::start()?,
             umask: umask(),
             is_root: sys::effective_ids().0 == 0,
+            marked: false,
             size: 0,
             entries: 0,
             dirs,
@@ -107,6 +110,16 @@ impl<'a> Unpack<'a> {
                 return Ok(());
             }
             self.skip(input, u64::try_from(length).unwrap_or(0))?;
+        }
+    }
+
+    /// Where attributes were written that hide something.
+    pub(super) fn marks(&self) -> Option<&'static str> {
+        match self.target.whiteouts {
+            Whiteouts::Overlay { user } if self.marked => {
+                Some(if user { "user" } else { "trusted" })
+            }
+            _ => None,
         }
     }
 
@@ -253,6 +266,7 @@ impl<'a> Unpack<'a> {
             if let Some(dialect) = self.dialect.filter(|_| replaced) {
                 let marked = set_opaque(dialect, self.dirs.fd(), OsStr::new(""));
                 marked.at("mark as opaque", &self.dirs, b"")?;
+                self.marked = true;
                 let top = self.dirs.top_mut();
                 (top.opaque, top.below) = (true, Some(Vec::new()));
             }
