@@ -184,7 +184,45 @@ fn the_driver_tells_what_it_found(store: &driver_kit::Store) {
     store.does(&["driver", "cleanup"]);
 }
 
+fn content_is_made_to_last_as_it_is_asked_for(store: &driver_kit::Store) {
+    let box_ = Box_(store);
+    let archive = box_.fill("base", None, &tree(store));
+    let name = store.driver.name();
+    // How often all of the filesystem was written out.
+    let syncs = |option: &str, words: &[&str]| {
+        let words = [&["--storage-opt", option], words].concat();
+        let done = box_.plyfs(&words).env("PLYFS_LOG", "plyfs::sys=trace").succeeds();
+        done.stderr.matches("sync the filesystem of").count()
+    };
+    let copies = usize::from(matches!(name, "vfs" | "overlay"));
+    let other = if name == "vfs" { "overlay2.sync=none" } else { "vfs.sync=none" };
+    for (option, id, made, filled) in [
+        (format!("{name}.sync=filesystem"), "a", copies, 1),
+        (format!("{name}.sync=none"), "b", 0, 0),
+        (other.to_owned(), "c", copies, 1),
+    ] {
+        let create = ["layer", "create", "--read-only", "--parent", "base", id];
+        assert_eq!(syncs(&option, &create), made, "{option}");
+        assert_eq!(
+            syncs(&option, &["layer", "apply", id, archive.to_str().unwrap()]),
+            filled,
+            "{option}"
+        );
+        assert_eq!(store.differences("base", id), [] as [&str; 0]);
+    }
+    let option = format!("{name}.sync=none");
+    box_.does(&["--storage-opt", &option, "driver", "status"]).says("Sync: none");
+    box_.does(&["driver", "status"]).says("Sync: filesystem");
+    box_.does(&["check"]);
+    for wrong in ["", "file", "None"] {
+        let option = format!("{name}.sync={wrong}");
+        let done = box_.plyfs(&["--storage-opt", &option, "layer", "ls"]).exits(1);
+        done.complains("there are none and filesystem");
+    }
+}
+
 every_driver! {
+    sync, content_is_made_to_last_as_it_is_asked_for;
     filled_changed_and_given_back, a_layer_is_filled_changed_and_given_back;
     in_use_is_not_removed, a_layer_in_use_is_not_removed;
     large_removal, a_large_layer_is_deleted_behind_its_removal;

@@ -43,13 +43,14 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     let user = uses_user(&mount) || !tree::has_initial_privilege();
     let recorded = mount.iter().rev().find_map(|option| option.strip_prefix("xattr_permissions="));
     let belief = Belief::fuse(user).with_records(recorded == Some("2"));
-    let layout = Layout::open(config.root.join(HOME), MOST, records)?;
+    let layout = Layout::open(config.root.join(HOME), MOST, records, settings.sync)?;
     let facts = vec![
         ("Backing Filesystem", filesystem::name(&config.root)),
         ("Supports d_type", typed.to_string()),
         ("Native Overlay Diff", true.to_string()),
         ("Supports shifting", told_shifting()),
         ("Owners kept in attributes", records.to_string()),
+        ("Sync", settings.sync.word().to_string()),
         ("Quota", told(layout.projects(), "bytes and inodes, kept by the mount")),
     ];
     let (kind, most, limits, meters) = (Kind::Fuse, MOST + 1, settings.limits, true);

@@ -88,7 +88,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         mount.push("index=off".to_owned());
     }
     mount.extend(settings.mount);
-    let layers = Shelf::open(home, NO_QUOTA)?;
+    let layers = Shelf::open(home, NO_QUOTA)?.synced(settings.sync);
     let backing = filesystem::name(layers.dir());
     let reader = |root: PathBuf| {
         let (layers, mount) = (Shelf::reader(root.join(HOME)), mount.clone());
@@ -331,7 +331,7 @@ impl Driver for Hardlink {
             .and_then(|applied| {
                 // For good: its files are those of the image below.
                 durable::replace(&dir.join("shared"), b"")?;
-                publish::sync_filesystem(&root).on("sync", &root)?;
+                self.layers.sync().content(&root)?;
                 publish::rename_new(&root, &dir.join("root")).on("rename", &root)?;
                 publish::sync_dir(&dir).on("sync", &dir)?;
                 Ok(applied)
@@ -378,6 +378,7 @@ impl Driver for Hardlink {
             ("Backing Filesystem", self.backing.clone()),
             ("Supports d_type", true.to_string()),
             ("Supports shifting", options::told_shifting()),
+            ("Sync", self.layers.sync().word().to_owned()),
             ("Quota", "refused: files are shared between layers".to_owned()),
         ]
     }

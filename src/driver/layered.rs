@@ -234,7 +234,7 @@ impl Driver for Layered {
                 fill::fill(target, archive, limits, split)
             })
             .and_then(|applied| {
-                publish::sync_filesystem(&root).on("sync", &root)?;
+                self.layout.sync().content(&root)?;
                 // An empty directory gives way to it.
                 change::rename(&root, &own).on("rename", &root)?;
                 publish::sync_dir(&dir).on("sync", &dir)?;

@@ -28,6 +28,7 @@ use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::options::Sync;
 use super::shelf::Shelf;
 use super::{Create, LayerId, Parts, Quota, limits, options};
 use crate::durable;
@@ -60,8 +61,8 @@ pub(super) struct Layout {
 
 impl Layout {
     /// Opens the directory, made when it is missing.
-    pub(super) fn open(home: PathBuf, deepest: usize, records: bool) -> Result<Layout> {
-        let shelf = Shelf::with_projects(home, "diff")?;
+    pub(super) fn open(home: PathBuf, deepest: usize, records: bool, sync: Sync) -> Result<Layout> {
+        let shelf = Shelf::with_projects(home, "diff")?.synced(sync);
         let links = shelf.dir().join(LINKS);
         change::make_dirs(&links, 0o700).on("create", &links)?;
         Ok(Layout { shelf, others: Vec::new(), deepest, records })
@@ -80,6 +81,11 @@ impl Layout {
     pub(super) fn state(&self, id: &LayerId) -> Result<Option<State>> {
         let diff = self.dir(id)?.join("diff");
         self.projects().map_or(Ok(None), |projects| projects.state(&diff))
+    }
+
+    /// How content is made to last.
+    pub(super) fn sync(&self) -> Sync {
+        self.shelf.sync()
     }
 
     /// Keeps a sweep of another process from what is being made, as long as the value lives.
@@ -185,7 +191,7 @@ impl Layout {
             self.assign(new)?;
         }
         if let Some(template) = &spec.template {
-            template::copy(&self.dir(template)?, new, options::ids(spec)?)?;
+            template::copy(&self.dir(template)?, new, options::ids(spec)?, self.sync())?;
         }
         if !spec.read_only {
             self.limit_new((id, new), spec.template.is_some(), limits)?;

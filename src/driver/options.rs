@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use super::additional::Wanted;
 use super::{Create, Ids, LayerId, Quota, Usage};
 use crate::doctor::filesystem;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
+use crate::sys::publish;
 
 /// The smallest limit of bytes that makes sense: one block.
 const SMALLEST: u64 = 4096;
@@ -27,6 +28,39 @@ pub struct Config {
     pub additional: Vec<Wanted>,
 }
 
+/// How the content of a layer is made to outlive a crash of the machine before it is published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Sync {
+    /// Not at all: the record of a layer may outlive what is in it, which a check tells.
+    None,
+    /// Everything on the filesystem is written out.
+    #[default]
+    Filesystem,
+}
+
+impl Sync {
+    const WORDS: [(&str, Sync); 2] = [("none", Sync::None), ("filesystem", Sync::Filesystem)];
+
+    fn read(key: &str, value: &str) -> Result<Sync> {
+        let known = Sync::WORDS.iter().find(|(word, _)| *word == value);
+        let why = || format!("'{value}' is not known; there are none and filesystem");
+        known.map(|(_, sync)| *sync).ok_or_else(|| Error::invalid(format!("option '{key}'"), why()))
+    }
+
+    /// Its name.
+    pub(super) fn word(self) -> &'static str {
+        Sync::WORDS.iter().find(|(_, sync)| *sync == self).map_or("", |(word, _)| word)
+    }
+
+    /// Makes what is in a directory last.
+    pub(super) fn content(self, dir: &Path) -> Result<()> {
+        match self {
+            Sync::None => Ok(()),
+            Sync::Filesystem => publish::sync_filesystem(dir).on("sync", dir),
+        }
+    }
+}
+
 /// The options that every driver with quotas takes, and those of mounts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Settings {
@@ -34,12 +68,14 @@ pub(super) struct Settings {
     pub(super) mount: Vec<String>,
     /// Limits of layers that have none of their own.
     pub(super) limits: Quota,
+    /// How content is made to last.
+    pub(super) sync: Sync,
     /// Other options, by key, that the driver said it knows.
     pub(super) other: BTreeMap<String, String>,
 }
 
 impl Config {
-    /// The options of the driver `name`: `size` and `inodes` (limits of layers that have none of their own), `mountopt`, and
+    /// The options of the driver `name`: `sync`, `size` and `inodes` (limits of layers that have none of their own), `mountopt`, and
     /// those in `more`.
     pub(super) fn settings(&self, name: &str, common: &[&str], more: &[&str]) -> Result<Settings> {
         let mut settings = Settings::default();
@@ -55,6 +91,7 @@ impl Config {
                         _ => settings.limits.bytes = Some(number(&key, value, SMALLEST)?),
                     }
                 }
+                "sync" => settings.sync = Sync::read(key, value)?,
                 "mountopt" if common.contains(&"mountopt") => {
                     settings.mount.extend(value.split(',').map(str::to_owned));
                 }

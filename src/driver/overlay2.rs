@@ -44,7 +44,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     // Records that its mounts do not show are kept for the driver that does.
     let belief = Belief::kernel(uses_user(&mount)).with_records(!super::can_set_owners());
     // One deeper than a mount is: the topmost layer can be the upper directory.
-    let layout = Layout::open(config.root.join(HOME), MOST, false)?;
+    let layout = Layout::open(config.root.join(HOME), MOST, false, settings.sync)?;
     let facts = vec![
         ("Backing Filesystem", filesystem::name(&config.root)),
         ("Supports d_type", typed.to_string()),
@@ -52,6 +52,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         ("Native Overlay Diff", true.to_string()),
         ("Supports shifting", told_shifting()),
         ("userxattr", user.to_string()),
+        ("Sync", settings.sync.word().to_string()),
         ("Quota", told(layout.projects(), "none")),
     ];
     let (kind, most, limits) = (Kind::Overlay, MOST, settings.limits);

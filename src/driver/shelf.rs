@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::LayerId;
 use super::layout::names;
+use super::options::Sync;
 use crate::error::{Context, Error, Result};
 use crate::quota::Projects;
 use crate::sys::{change, publish, trash};
@@ -33,19 +34,27 @@ pub(super) struct Shelf {
     limited: &'static str,
     /// Nothing in it is ever changed by us.
     theirs: bool,
+    /// How the content of layers is made to last.
+    sync: Sync,
 }
 
 impl Shelf {
     /// Opens it, made when it is missing. Nothing in it can be limited, and `why` says why.
     pub(super) fn open(dir: PathBuf, why: &str) -> Result<Shelf> {
         change::make_dirs(&dir, 0o710).on("create", &dir)?;
-        Ok(Shelf { dir, projects: Err(why.to_owned()), limited: "", theirs: false })
+        Ok(Shelf {
+            dir,
+            projects: Err(why.to_owned()),
+            limited: "",
+            theirs: false,
+            sync: Sync::default(),
+        })
     }
 
     /// That of another store, which is only read.
     pub(super) fn reader(dir: PathBuf) -> Shelf {
         let why = "another store's, which nothing is changed in".to_owned();
-        Shelf { dir, projects: Err(why), limited: "", theirs: true }
+        Shelf { dir, projects: Err(why), limited: "", theirs: true, sync: Sync::default() }
     }
 
     /// Opens it, made when it is missing. `limited` in an entry, all of it if that is empty, may be in a project, whose limits
@@ -53,7 +62,17 @@ impl Shelf {
     pub(super) fn with_projects(dir: PathBuf, limited: &'static str) -> Result<Shelf> {
         change::make_dirs(&dir, 0o710).on("create", &dir)?;
         let projects = Projects::open(&dir);
-        Ok(Shelf { dir, projects, limited, theirs: false })
+        Ok(Shelf { dir, projects, limited, theirs: false, sync: Sync::default() })
+    }
+
+    /// The same; the content of layers is made to last so.
+    pub(super) fn synced(self, sync: Sync) -> Shelf {
+        Shelf { sync, ..self }
+    }
+
+    /// How the content of layers is made to last.
+    pub(super) fn sync(&self) -> Sync {
+        self.sync
     }
 
     /// The projects of what is in it, or why it has none, with what to do.
@@ -105,7 +124,7 @@ impl Shelf {
         let _working = self.work()?;
         let new = self.name(NEW)?;
         let made = make(&new).and_then(|made| {
-            publish::sync_filesystem(&new).on("sync", &new)?;
+            self.sync.content(&new)?;
             match publish::exchange(&new, path) {
                 Err(error) if error.kind() == ErrorKind::Unsupported => {
                     // A crash in between leaves nothing by that name, which whoever replaces it has announced.

@@ -16,7 +16,7 @@ use crate::error::{Context, Error, Result};
 use crate::layer::Belief;
 use crate::layer::apply::{Applied, Limits};
 use crate::quota::State;
-use crate::sys::{change, copy, publish};
+use crate::sys::{change, copy};
 
 pub(super) const NAME: &str = "vfs";
 /// Where its layers are in a store's root.
@@ -50,7 +50,7 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         }
     };
     let home = config.root.join(NAME);
-    let layers = Shelf::with_projects(config.root.join(DIR), "")?;
+    let layers = Shelf::with_projects(config.root.join(DIR), "")?.synced(settings.sync);
     let backing = filesystem::name(&home);
     let limits = settings.limits;
     let additional = additional::roots(config, NAME, DIR)?.into_iter().map(reader).collect();
@@ -165,7 +165,7 @@ impl Driver for Vfs {
                 let set = change::set_xattr(new, "security.selinux", label.as_bytes());
                 set.on("set the label of", new)?;
             }
-            publish::sync_filesystem(new).on("sync", new)?;
+            self.layers.sync().content(new)?;
             let what = if spec.template.is_some() { "template" } else { "parent" };
             self.limit_new(id, new, what, limits)
         })
@@ -270,6 +270,7 @@ impl Driver for Vfs {
         let mut facts = vec![
             ("Backing Filesystem", self.backing.clone()),
             ("Supports shifting", options::told_shifting()),
+            ("Sync", self.layers.sync().word().to_owned()),
             ("Quota", quota),
         ];
         if self.lose_xattrs {

@@ -34,6 +34,7 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 
 /// Makes everything on the filesystem of a directory last.
 pub fn sync_filesystem(dir: &Path) -> io::Result<()> {
+    log::trace!("sync the filesystem of {}", dir.display());
     Ok(rustix::fs::syncfs(File::open(dir)?)?)
 }
 

@@ -7,8 +7,7 @@ use super::files::{copy_container, copy_tree, read_id, write};
 use super::{HAS_CHILDREN, Hardlink, Shape};
 use crate::driver::{Additional, Create, LayerId, Parts, additional, layout, options};
 use crate::durable;
-use crate::error::{Context, Error, Result};
-use crate::sys::publish;
+use crate::error::{Error, Result};
 
 impl Hardlink {
     /// Makes the layer's directory at `new`.
@@ -33,7 +32,7 @@ impl Hardlink {
         if spec.read_only {
             write(&new.join("shared"), "")?;
         }
-        publish::sync_filesystem(new).on("sync", new)
+        self.layers.sync().content(new)
     }
 
     /// What a layer has that is a copy of another.

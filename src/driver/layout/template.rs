@@ -9,10 +9,11 @@ use plyfs_fuse::marks_name;
 
 use super::{make_dir, names};
 use crate::driver::Ids;
+use crate::driver::options::Sync;
 use crate::error::{Context, Error, Result};
+use crate::sys::change;
 use crate::sys::copy::{self, How};
 use crate::sys::tree::{self, Kind};
-use crate::sys::{change, publish};
 
 /// What the kernel's overlay calls one upper directory by, which a copy is not.
 const OWN: [&str; 2] = ["trusted.overlay.uuid", "user.overlay.uuid"];
@@ -20,14 +21,14 @@ const OWN: [&str; 2] = ["trusted.overlay.uuid", "user.overlay.uuid"];
 const OWN_AND_BELOW: [&str; 4] = [OWN[0], OWN[1], "trusted.overlay.origin", "user.overlay.origin"];
 
 /// Copies what the layer in the directory `from` holds to the new one in `new`, which has its directories already.
-pub(super) fn copy(from: &Path, new: &Path, ids: Option<&Ids>) -> Result<()> {
+pub(super) fn copy(from: &Path, new: &Path, ids: Option<&Ids>, sync: Sync) -> Result<()> {
     let (own, diff) = (from.join("diff"), new.join("diff"));
     let without: &[&str] = if ids.is_none() { &OWN } else { &OWN_AND_BELOW };
     let how = How { without, ids, ..How::default() };
     copy::content(&own, &diff, how)
         .map_err(|failure| Error::io("copy", own.join(failure.path), failure.error))?;
     copy_marks(from, new, ids)?;
-    publish::sync_filesystem(&diff).on("sync", &diff)
+    sync.content(&diff)
 }
 
 /// Copies the marks of symlinks and devices that an ordinary user's mounts keep in the work directory. They are named by the
