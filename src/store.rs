@@ -6,7 +6,7 @@
 //! | `layers/<id>/layer.json` | the record of a layer ([`Record`]), beside it `tar-split.gz` |
 //! | `pending/<id>` | work under way, in the room `pending` |
 //! | `run/<id>.*` | who has it mounted, as [`Store::open`] is told: [`Counts`] |
-//! | `merged/<id>@…` | where layers of additional stores are mounted, while they are |
+//! | `merged/<id>@*` | where layers of additional stores are mounted, while they are |
 //! | `lock` | held while records are looked at and changed together; never during slow work |
 //!
 //! A record never names missing storage: storage is made first and removed last. A crash leaves at most a pending file,
@@ -96,7 +96,7 @@ impl Store {
             return Err(Error::Exists { kind: "layer", name: id.to_string() });
         }
         // The name would not mean it any more.
-        if let Some(hidden) = self.theirs(id)? {
+        if let Ok(Some(hidden)) = self.theirs(id) {
             let users = self.users_theirs(&hidden).unwrap_or_default();
             if users > 0 {
                 return Err(mounted(id, users));

@@ -249,6 +249,7 @@ fn a_store_that_vanishes_takes_its_children_only(store: &driver_kit::Store) {
     pair.does(&["layer", "create", "--parent", "top", "box"]);
     pair.does(&["layer", "create", "--parent", "box", "above"]);
     pair.does(&["layer", "create", "--read-only", "--parent", "top", "empty"]);
+    let at = pair.mounted("top");
     let moved = store.sandbox.at("moved");
     fs::rename(&pair.other, &moved).unwrap();
     let copies =
@@ -273,12 +274,18 @@ fn a_store_that_vanishes_takes_its_children_only(store: &driver_kit::Store) {
         pair.with(others, &["layer", "umount", "mine"]).succeeds();
     }
     pair.with(&[&pair.other], &["driver", "status"]).succeeds().says("(not there)");
+    pair.with(&[], &["layer", "umount", "top"]).succeeds();
+    assert!(!at.exists());
+    pair.with(&[], &["layer", "umount", "top"]).exits(1).complains("'top': not found");
     // It is found wherever it is.
     let at = pair.with(&[&moved], &["layer", "mount", "above"]).succeeds().stdout;
     assert_eq!(names(&Path::new(at.trim_end()).join("d")), ["c", "n"]);
     pair.with(&[&moved], &["layer", "umount", "above"]).succeeds();
     pair.with(&[&moved], &["check"]).succeeds();
     // What was made anew is another layer.
+    // Storage of nobody that has its name is none of its business.
+    store.read_only("top", None);
+    pair.with(&[], &["prune"]).succeeds().says("1 layer removed");
     pair.there(&moved, &["layer", "rm", "top"]).succeeds();
     std::thread::sleep(std::time::Duration::from_millis(1100));
     pair.fill_there(&moved, "top", Some("base"), &store.sandbox.at("top.tar"));
@@ -312,6 +319,19 @@ fn a_store_on_a_third_one_needs_that_too(store: &driver_kit::Store) {
     pair.with(&both, &["check"]).succeeds();
 }
 
+fn what_ours_lie_on_is_checked_there(store: &driver_kit::Store) {
+    let pair = Pair::new(store);
+    pair.does(&["layer", "create", "--parent", "top", "box"]);
+    pair.does(&["layer", "create", "--parent", "top", "more"]);
+    pair.does(&["check"]).says("4 layers, nothing wrong");
+    let theirs = driver_kit::open(store.driver.name(), &pair.other);
+    let file = theirs.parts(&driver_kit::id("base")).unwrap().own.join("d/c");
+    fs::write(&file, "THREE\n").unwrap();
+    let done = pair.with(&[&pair.other], &["check", "--repair"]).exits(1);
+    done.says("layer 'base': file './d/c'").says("put it right in its store").says("4 layers");
+    assert_eq!(fs::read_to_string(file).unwrap(), "THREE\n");
+}
+
 fn an_unfinished_fill_on_theirs_is_undone(store: &driver_kit::Store) {
     let pair = Pair::new(store);
     pair.does(&["layer", "create", "--read-only", "--parent", "top", "filled"]);
@@ -334,6 +354,7 @@ every_driver! {
     names_hide, our_names_hide_theirs_and_the_first_store_the_second;
     vanished, a_store_that_vanishes_takes_its_children_only;
     third, a_store_on_a_third_one_needs_that_too;
+    checked, what_ours_lie_on_is_checked_there;
     unfinished, an_unfinished_fill_on_theirs_is_undone;
 }
 
@@ -409,7 +430,7 @@ fn a_store_of_somebody_else_is_seen_by_a_user_who_may_read_it() {
         );
         let done = as_user(&["sh", "-c", &program]).succeeds();
         let size = fs::metadata(store.sandbox.at("top.tar")).unwrap().len();
-        let wanted = format!("c\nn\nnew\nA /new\nc\nn\n{size}\n1 layer, nothing wrong\n");
+        let wanted = format!("c\nn\nnew\nA /new\nc\nn\n{size}\n3 layers, nothing wrong\n");
         assert_eq!(done.stdout, wanted, "{}", done.stderr);
         assert_eq!(facts(&pair.other), before);
     }

@@ -5,6 +5,7 @@
 //! use, so one may be found at another place, and a layer that was made anew under the name is not taken for it.
 
 use std::hash::{Hash, Hasher};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -182,9 +183,13 @@ impl Store {
             return Ok(record.map(|record| Found { record, place: found.place }));
         };
         for place in 0..self.others().len() {
-            let record = self.read_theirs(place, &id)?.filter(|record| wanted.is(record));
-            if let Some(record) = record {
-                return Ok(Some(Found { record, place: Some(place) }));
+            match self.read_theirs(place, &id) {
+                Ok(Some(record)) if wanted.is(&record) => {
+                    return Ok(Some(Found { record, place: Some(place) }));
+                }
+                Ok(_) => {}
+                // Another store may have it.
+                Err(error) => log::warn!("{error}"),
             }
         }
         let (child, root) = (&found.record.id, wanted.root.display());
@@ -244,6 +249,24 @@ impl Store {
         Ok(())
     }
 
+    /// The layers of additional stores that ours lie on, each once.
+    pub(super) fn lain_on(&self) -> Result<Vec<Found>> {
+        let mut found: Vec<Found> = Vec::new();
+        for record in self.list()? {
+            let mut child = Found { record, place: None };
+            // What lies below one that is known is known too.
+            while let Ok(Some(parent)) = self.parent_of(&child) {
+                // One of ours has its own turn.
+                if parent.place.is_none() || found.contains(&parent) {
+                    break;
+                }
+                found.push(parent.clone());
+                child = parent;
+            }
+        }
+        Ok(found)
+    }
+
     /// The same result; a failure for which a lost store is the reason says that.
     pub(super) fn explained<T>(&self, found: &Found, result: Result<T>) -> Result<T> {
         result.map_err(|error| self.lost_below(found).unwrap_or(error))
@@ -273,14 +296,25 @@ impl Store {
         take_part(&self.counts()?.hold(&name)?, &found.id()?, &mount, asked)
     }
 
-    pub(super) fn unmount_theirs(&self, found: &Found) -> Result<()> {
-        let (name, mount) = self.shown(found, &MountOptions::default())?;
-        match self.counts()?.unmount(&name, &mount.target) {
-            Err(Error::NotFound { kind, .. }) => {
-                Err(Error::NotFound { kind, name: found.record.id.clone() })
+    /// Takes a mount of a layer of theirs back, also where its store is not there any more.
+    pub(super) fn unmount_theirs(&self, id: &LayerId) -> Result<()> {
+        let (dir, counts) = (self.root.join("merged"), self.counts()?);
+        let entries = match std::fs::read_dir(&dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(not_mounted(id)),
+            other => other.on("list", &dir)?,
+        };
+        for entry in entries {
+            let name = entry.on("list", &dir)?.file_name();
+            let name = name.to_str().unwrap_or_default();
+            if name.split_once('@').is_none_or(|(own, _)| own != id.as_str()) {
+                continue;
             }
-            other => other.map(drop),
+            match counts.unmount(name, &dir.join(name)) {
+                Err(Error::NotFound { .. }) => {}
+                other => return other.map(drop),
+            }
         }
+        Err(not_mounted(id))
     }
 
     /// How many have a layer of theirs mounted here.
@@ -288,6 +322,10 @@ impl Store {
         let (name, mount) = self.shown(found, &MountOptions::default())?;
         self.counts()?.count(&name, &mount.target)
     }
+}
+
+fn not_mounted(id: &LayerId) -> Error {
+    Error::NotFound { kind: "mount of layer", name: id.to_string() }
 }
 
 fn layers(other: &Additional) -> PathBuf {

@@ -102,10 +102,34 @@ impl Store {
             }
             looked?;
         }
+        self.check_theirs(&mut checked, progress)?;
         for id in self.unknown()? {
             checked.add(id.as_str(), "there is storage without a record", "plyfs prune removes it");
         }
         Ok(checked)
+    }
+
+    /// Looks at what ours lie on in additional stores, where nothing is put right.
+    fn check_theirs(
+        &self,
+        checked: &mut Checked,
+        progress: &mut dyn FnMut(&LayerId),
+    ) -> Result<()> {
+        // Records that cannot be read are told already, and what they lie on is not known.
+        for found in self.lain_on().unwrap_or_default() {
+            progress(&found.id()?);
+            checked.layers += 1;
+            let known = checked.problems.len();
+            if let Err(error) = self.check_content(&found, checked) {
+                checked.add(&found.record.id, error.to_string(), "");
+            }
+            for problem in &mut checked.problems[known..] {
+                let advice =
+                    format!("put it right in its store, {}", self.root_of(&found).display());
+                problem.advice = Some(advice);
+            }
+        }
+        Ok(())
     }
 
     fn check_layer(
@@ -149,7 +173,7 @@ impl Store {
             }
             Err(error) => checked.add(id.as_str(), error.to_string(), "plyfs check --repair"),
         }
-        self.check_content(id, record, checked)
+        self.check_content(&found, checked)
     }
 
     /// Whether the driver has the same parent as the record.
@@ -196,10 +220,11 @@ impl Store {
     }
 
     /// Whether a layer still gives back the archive that it was filled from.
-    fn check_content(&self, id: &LayerId, record: &Record, checked: &mut Checked) -> Result<()> {
-        let Some(content) = &record.content else { return Ok(()) };
+    fn check_content(&self, found: &Found, checked: &mut Checked) -> Result<()> {
+        let Some(content) = &found.record.content else { return Ok(()) };
+        let id = found.id()?;
         let again = format!("plyfs layer rm {id}, and fill it anew");
-        let path = self.split(id);
+        let path = self.dir_of(found).join(SPLIT);
         let mut split = match File::open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 checked.add(
@@ -212,7 +237,7 @@ impl Store {
             other => other.on("open", &path)?,
         };
         let mut sum = Sum(Sha256::new());
-        let files = self.driver.files(id)?;
+        let files = self.driver_of(found).files(&id)?;
         let given = split::assemble(&mut split, &*files, &mut sum);
         let diff_id = format!("sha256:{:x}", sum.0.finalize());
         match given {
@@ -251,6 +276,8 @@ impl Store {
         for id in self.driver.list()? {
             match self.find(&id) {
                 Ok(None) => continue,
+                // It lies on none of ours.
+                Ok(Some(Record { parent_store: Some(_), .. })) => continue,
                 Ok(Some(record)) => {
                     wanted.extend(record.parent.as_deref().map(LayerId::new).transpose()?);
                 }

@@ -48,10 +48,10 @@ impl Store {
 
     /// Takes one mount of a layer back; the last one unmounts it.
     pub fn unmount(&self, id: &LayerId) -> Result<()> {
-        let found = self.look(id)?;
-        match found.place {
-            Some(_) => self.unmount_theirs(&found),
-            None => self.release(id),
+        match self.look(id) {
+            Ok(found) if found.place.is_none() => self.explained(&found, self.release(id)),
+            Ok(_) | Err(Error::NotFound { .. }) => self.unmount_theirs(id),
+            Err(error) => Err(error),
         }
     }
 
@@ -196,11 +196,6 @@ impl Store {
             }),
             Err(e) => Err(Error::io("open", path, e)),
         }
-    }
-
-    /// Where the record of its archive is.
-    pub(super) fn split(&self, id: &LayerId) -> PathBuf {
-        self.layers().join(id.as_str()).join(SPLIT)
     }
 
     /// Bytes of the data of the files that a layer adds or changes, one with several names once.
