@@ -151,7 +151,8 @@ impl Store {
         }
         let found = Found { record: record.clone(), place: None };
         if let Some(lost) = self.lost_below(&found) {
-            checked.add(id.as_str(), lost.to_string(), rm);
+            let remedy = format!("if it is gone for good, {rm}");
+            checked.add(id.as_str(), lost.to_string(), remedy);
             return Ok(());
         }
         if let Some(parent) = record.parent.as_ref().filter(|_| record.parent_store.is_none()) {
