@@ -328,7 +328,7 @@ fn what_ours_lie_on_is_checked_there(store: &driver_kit::Store) {
     let file = theirs.parts(&driver_kit::id("base")).unwrap().own.join("d/c");
     fs::write(&file, "THREE\n").unwrap();
     let done = pair.with(&[&pair.other], &["check", "--repair"]).exits(1);
-    done.says("layer 'base': file './d/c'").says("put it right in its store").says("4 layers");
+    done.says("layer 'base': file 'd/c'").says("put it right in its store").says("4 layers");
     assert_eq!(fs::read_to_string(file).unwrap(), "THREE\n");
 }
 
