@@ -76,6 +76,7 @@ mod semantics_ring;
 mod semantics_stats;
 mod semantics_xattr;
 mod store_additional;
+mod store_additional_copies;
 mod store_belief;
 mod store_broken;
 mod store_check;

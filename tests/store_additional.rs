@@ -12,15 +12,15 @@ use crate::store_kit::{Box_, tree};
 use crate::{every_driver, needs};
 
 /// A store, and another one of the same driver beside it.
-struct Pair<'a> {
+pub(crate) struct Pair<'a> {
     own: Box_<'a>,
-    other: PathBuf,
+    pub(crate) other: PathBuf,
 }
 
 /// What a change would show in: everything but the times of reading.
-type Facts = BTreeMap<PathBuf, (u32, u32, u64, u64, (i64, i64), Option<PathBuf>)>;
+pub(crate) type Facts = BTreeMap<PathBuf, (u32, u32, u64, u64, (i64, i64), Option<PathBuf>)>;
 
-fn facts(root: &Path) -> Facts {
+pub(crate) fn facts(root: &Path) -> Facts {
     let (mut facts, mut todo) = (Facts::new(), vec![root.to_path_buf()]);
     while let Some(path) = todo.pop() {
         let found = path.symlink_metadata().unwrap();
@@ -37,7 +37,7 @@ fn facts(root: &Path) -> Facts {
 
 impl<'a> Pair<'a> {
     /// The other store has `base`, filled from `tree`, and `top` on it, which deletes one file and adds another.
-    fn new(store: &'a driver_kit::Store) -> Pair<'a> {
+    pub(crate) fn new(store: &'a driver_kit::Store) -> Pair<'a> {
         let pair = Pair { own: Box_(store), other: store.sandbox.at("other") };
         let base = store.sandbox.at("base.tar");
         Cmd::new("tar").arg("-cf").arg(&base).arg("-C").arg(tree(store)).arg(".").succeeds();
@@ -68,7 +68,7 @@ impl<'a> Pair<'a> {
     }
 
     /// A call on the own store, with additional ones.
-    fn with(&self, others: &[&Path], words: &[&str]) -> Cmd {
+    pub(crate) fn with(&self, others: &[&Path], words: &[&str]) -> Cmd {
         let mut given: Vec<String> = Vec::new();
         for other in others {
             given.extend([
@@ -80,15 +80,15 @@ impl<'a> Pair<'a> {
         self.own.plyfs(&[&given[..], words].concat())
     }
 
-    fn does(&self, words: &[&str]) -> Done {
+    pub(crate) fn does(&self, words: &[&str]) -> Done {
         self.with(&[&self.other], words).succeeds()
     }
 
-    fn mounted(&self, id: &str) -> PathBuf {
+    pub(crate) fn mounted(&self, id: &str) -> PathBuf {
         PathBuf::from(self.does(&["layer", "mount", id]).stdout.trim_end())
     }
 
-    fn archive(&self, id: &str) -> Vec<u8> {
+    pub(crate) fn archive(&self, id: &str) -> Vec<u8> {
         let path = self.own.0.sandbox.at("out.tar");
         self.does(&["layer", "diff", id, "-o", path.to_str().unwrap()]);
         fs::read(path).unwrap()
@@ -102,7 +102,7 @@ fn bind_read_only(from: &Path, to: &Path) {
     Cmd::new("mount").args(["-o", "remount,bind,ro"]).arg(to).succeeds();
 }
 
-fn names(dir: &Path) -> Vec<String> {
+pub(crate) fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(dir).unwrap().map(|x| x.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();

@@ -10,6 +10,7 @@ use std::path::Path;
 use plyfs_fuse::sys;
 use plyfs_fuse::whiteout::{self, Dialect, OPAQUE_FILE, PREFIX, Space, Style};
 
+use super::Whiteouts;
 use super::dirs::{At, DIR};
 use super::paths::Paths;
 use super::reader::{Entry, Kind};
@@ -159,6 +160,16 @@ impl Unpack<'_> {
         }
         self.write_whiteout(dialect, name)?;
         self.lend(&self.dirs.path_of(name.as_bytes()))
+    }
+
+    /// Where attributes were written that hide something.
+    pub(super) fn marks(&self) -> Option<&'static str> {
+        match self.target.whiteouts {
+            Whiteouts::Overlay { user } if self.marked => {
+                Some(if user { "user" } else { "trusted" })
+            }
+            _ => None,
+        }
     }
 
     fn write_whiteout(&mut self, dialect: Dialect, name: &OsStr) -> Result<()> {

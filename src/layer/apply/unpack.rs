@@ -113,16 +113,6 @@ impl<'a> Unpack<'a> {
         }
     }
 
-    /// Where attributes were written that hide something.
-    pub(super) fn marks(&self) -> Option<&'static str> {
-        match self.target.whiteouts {
-            Whiteouts::Overlay { user } if self.marked => {
-                Some(if user { "user" } else { "trusted" })
-            }
-            _ => None,
-        }
-    }
-
     /// Ends the work; bytes of files and entries.
     pub(super) fn finish(mut self, split: Option<&mut dyn Write>) -> Result<(u64, u64)> {
         self.dirs.keep(0)?;
