@@ -68,7 +68,10 @@ fn a_mount_counts_without_the_store_below(store: &driver_kit::Store) {
     let run = store.root().join("run");
     assert!(names(&run).iter().any(|name| name.starts_with("box.")));
     pair.with(&[], &["layer", "rm", "box"]).exits(1).complains("layer 'box': in use by its mount");
-    pair.does(&["layer", "umount", "box"]);
+    let create = ["layer", "create", "--template", "box", "new"];
+    pair.with(&[], &create).exits(1).complains("name where that store is now");
+    pair.with(&[], &["layer", "umount", "box"]).succeeds();
+    pair.with(&[], &["layer", "umount", "box"]).exits(1).complains("'box': not found");
     pair.with(&[], &["layer", "rm", "box"]).succeeds();
 }
 

@@ -255,9 +255,9 @@ impl Held {
         Ok(self.current(target)?.map_or(0, |current| current.record.count))
     }
 
-    /// The same of the mount that is noted, where nobody can tell its target.
-    pub fn count_noted(&self) -> Result<u64> {
-        self.noted()?.map_or(Ok(0), |noted| self.count(&noted.target.0))
+    /// Where the mount is that is noted, for whoever cannot tell otherwise.
+    pub fn noted_target(&self) -> Result<Option<PathBuf>> {
+        Ok(self.noted()?.map(|noted| noted.target.0))
     }
 
     fn write_used(&self, count: u64) -> Result<()> {

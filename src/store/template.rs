@@ -37,7 +37,7 @@ impl Store {
     fn copyable(&self, template: &LayerId) -> Result<Record> {
         let found = self.look(template)?;
         if !self.is_theirs(&found) {
-            return Ok(found.record);
+            return self.lost_below(&found).map_or(Ok(found.record), Err);
         }
         let root = self.root_of(&found).display();
         let why =

@@ -49,7 +49,7 @@ impl Store {
     /// Takes one mount of a layer back; the last one unmounts it.
     pub fn unmount(&self, id: &LayerId) -> Result<()> {
         match self.look(id) {
-            Ok(found) if found.place.is_none() => self.explained(&found, self.release(id)),
+            Ok(Found { place: None, .. }) => self.release(id),
             Ok(_) | Err(Error::NotFound { .. }) => self.unmount_theirs(id),
             Err(error) => Err(error),
         }
@@ -58,11 +58,13 @@ impl Store {
     /// One user fewer of a layer. What it was seen by may be another way than it would be now: a layer can become one that is
     /// mounted.
     fn release(&self, id: &LayerId) -> Result<()> {
-        let (counts, name) = (self.counts()?, id.as_str());
-        if let View::Mount(mount) = self.driver.view(id, &MountOptions::default())? {
-            match counts.unmount(name, &mount.target) {
+        let held = self.counts()?.hold(id.as_str())?;
+        if let Some(target) = self.target(id, &held)? {
+            match held.unmount(&target) {
                 Err(Error::NotFound { .. }) => {}
                 left => {
+                    // Settling takes that itself.
+                    drop(held);
                     let settled = if left? == 0 { self.settle_names(id) } else { Ok(()) };
                     // It is unmounted all the same, and whoever reads the layer next tries again.
                     if let Err(error) = settled {
@@ -72,9 +74,22 @@ impl Store {
                 }
             }
         }
-        match counts.give_back(name)? {
+        match held.give_back()? {
             true => Ok(()),
             false => Err(Error::NotFound { kind: "mount of layer", name: id.to_string() }),
+        }
+    }
+
+    /// Where a layer is mounted, or would be; none where it is seen as its own directory. What is noted counts where a store
+    /// below is not there.
+    fn target(&self, id: &LayerId, held: &Held) -> Result<Option<PathBuf>> {
+        match self.driver.view(id, &MountOptions::default()) {
+            Ok(View::Path(_)) => Ok(None),
+            Ok(View::Mount(mount)) => Ok(Some(mount.target)),
+            Err(_) if self.look(id).is_ok_and(|found| self.lost_below(&found).is_some()) => {
+                held.noted_target()
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -108,15 +123,8 @@ impl Store {
             return Ok((held, 0));
         }
         let used = held.used()?;
-        let mounted = match self.driver.view(id, &MountOptions::default()) {
-            Ok(View::Path(_)) => 0,
-            Ok(View::Mount(mount)) => held.count(&mount.target)?,
-            // It can be removed all the same.
-            Err(_) if self.look(id).is_ok_and(|found| self.lost_below(&found).is_some()) => {
-                held.count_noted()?
-            }
-            Err(error) => return Err(error),
-        };
+        let target = self.target(id, &held)?;
+        let mounted = target.map_or(Ok(0), |target| held.count(&target))?;
         Ok((held, used.saturating_add(mounted)))
     }
 
