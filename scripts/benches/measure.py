@@ -66,8 +66,8 @@ def client(commands, fs, listen=False):
 
 
 class Bench:
-    def __init__(self, base, scale):
-        self.base = pathlib.Path(base)
+    def __init__(self, base, scale, profile=False):
+        self.base, self.profile = pathlib.Path(base), profile
         self.sources = prepare.Sources(self.base / "sources", scale)
         self.words = dataclasses.asdict(scale) | {"m": mounts.POINT, "load": os.environ["LOAD"], "src": str(self.sources.base)}
 
@@ -100,11 +100,13 @@ class Bench:
             mounts.run(["sync", "-f", str(self.base)])
             commands = [self.command(words) for words in (row.run if row.both else [row.run])]
             for _ in range(row.times):
+                asked = fs.requests() if self.profile else {}
                 before = fs.cpu()
                 wall, cpu, said = client(commands, fs, listen=row.value == "said")
                 server = fs.cpu() - before
                 if not row.value:
-                    yield {"wall": wall, "cpu": cpu + server, "server": server}
+                    kinds = since(asked, fs.requests()) if self.profile else {}
+                    yield {"wall": wall, "cpu": cpu + server, "server": server} | ({"requests": kinds} if kinds else {})
                 elif row.value == "said":
                     yield {"value": float(said)}
                 else:
@@ -123,6 +125,12 @@ def forgotten(fs):
             return
 
 
+def since(before, after):
+    """{kind: [how many, seconds]} of what came in between."""
+    kinds = {kind: [count - before.get(kind, (0, 0))[0], seconds - before.get(kind, (0, 0))[1]] for kind, (count, seconds) in after.items()}
+    return {kind: found for kind, found in kinds.items() if found[0] > 0}
+
+
 def applies(row, name):
     if row.value in ("memory", "kept"):
         return name not in ("plain", "kernel")
@@ -135,6 +143,7 @@ def main():
     parse.add_argument("--repeat", type=int, required=True)
     parse.add_argument("--seconds", type=float, default=float("inf"), help="no further round that would end later")
     parse.add_argument("--quick", action="store_true")
+    parse.add_argument("--profile", action="store_true", help="also what the servers of plyfs were asked")
     parse.add_argument("--fs", required=True)
     parse.add_argument("--rows", required=True)
     parse.add_argument("--variants", required=True)
@@ -148,7 +157,7 @@ def main():
         print(f"skipped: bench {mode} {name}: needs {wants or 'a mount'} ({why})", file=sys.stderr)
     names = peers + own
     print(json.dumps({"mode": mode, "subjects": names}), flush=True)
-    bench = Bench(args.base, prepare.QUICK if args.quick else prepare.Scale())
+    bench = Bench(args.base, prepare.QUICK if args.quick else prepare.Scale(), args.profile)
     chosen = [row for row in rows.ROWS if row.name in args.rows.split()]
     bad = set()
     for turn in range(args.repeat):

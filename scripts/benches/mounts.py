@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -123,6 +124,21 @@ class Filesystem:
         """Seconds that the server has used; 0 where there is none."""
         return cpu_of(self.server.pid) if self.server else 0.0
 
+    def requests(self):
+        """{kind: (how many were answered, seconds that took)} since the mount began, as the server counts; nothing of others."""
+        if not self.server or self.name in PEERS:
+            return {}
+        log = self.place / "log"
+        start = log.stat().st_size
+        self.server.send_signal(signal.SIGUSR1)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            report = log.read_bytes()[start:].decode(errors="replace")
+            if re.search(r"^\s*request .*\n(?:.*\n)*\Z", report, re.MULTILINE):
+                return counted(report)
+            time.sleep(0.002)
+        raise RuntimeError("no report on USR1")
+
     def memory(self):
         """MiB that the server holds in memory."""
         text = pathlib.Path(f"/proc/{self.server.pid}/status").read_text()
@@ -149,6 +165,14 @@ def cpu_of(pid):
         except OSError:
             pass
     return fine / 1e9 if fine / 1e9 > ticks - 0.05 else ticks
+
+
+def counted(report):
+    """The table in what a server logs on USR1."""
+    lines = iter(report.splitlines())
+    next(line for line in lines if line.split()[:1] == ["request"])
+    words = [line.split() for line in lines]
+    return {word[0]: (int(word[1]), int(word[1]) * float(word[2]) / 1e6) for word in words}
 
 
 def run(words, **how):

@@ -16,6 +16,9 @@ import prepare  # noqa: E402
 import rows  # noqa: E402
 
 
+FEW = 100  # requests; what fewer of them take is no row's time
+
+
 def condense(found):
     """Median, quartiles and number of the measurements of one subject in one row."""
     good = [one for one in found if "error" not in one]
@@ -26,6 +29,11 @@ def condense(found):
         values = [one[key] for one in good if key in one]
         if values:
             out[key] = statistics.median(values)
+    asked = [one["requests"] for one in good if "requests" in one]
+    if asked:
+        kinds = {kind for one in asked for kind in one}
+        middle = {kind: [statistics.median(one.get(kind, (0, 0))[part] for one in asked) for part in (0, 1)] for kind in kinds}
+        out["requests"] = {kind: found for kind, found in sorted(middle.items(), key=lambda pair: -pair[1][1]) if found[0] > 0}
     values = [one.get("value", one.get("wall")) for one in good]
     quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return out | {"low": quarters[0], "high": quarters[2]}
@@ -125,6 +133,32 @@ def print_tables(mode, found, scale):
         print(line(title(row, scale), list(zip(cells, widths))))
 
 
+def profile(kernel, found):
+    """[how many requests, microseconds for each: whole, in handlers, CPU of the server, CPU of the program, left] of a row. What
+    the kernel's overlay takes for the row is none of the requests' time; what is left is waiting and waking."""
+    count = sum(n for n, _ in found["requests"].values())
+    work = sum(seconds for _, seconds in found["requests"].values())
+    more, client = found["wall"] - kernel["wall"], found["cpu"] - found["server"] - kernel["cpu"]
+    return [count] + [1e6 * seconds / max(count, 1) for seconds in (more, work, found["server"], client, more - found["server"] - client)]
+
+
+def print_profile(mode, found, scale):
+    results = found["rows"]
+    print(f"\n{mode}: where the time goes that a row takes beyond the kernel's overlay; microseconds a request: all of it, the calls of the")
+    print("handlers (on classic with the answer), CPU of the server, CPU of the program beyond the kernel's, and the rest: waiting and waking")
+    for name in [name for name in found["subjects"] if name not in mounts.PEERS]:
+        print(line(name, [(text, 0) for text in ("requests", "all", "handlers", "server", "program", "rest")]) + "  most time in")
+        for row in [row for row in rows.ROWS if row.name in results]:
+            one, kernel = results[row.name].get(name, {}), results[row.name].get("kernel", {})
+            if "requests" not in one or "wall" not in kernel:
+                continue
+            cells = profile(kernel, one)
+            if cells[0] < FEW:
+                continue
+            most = ", ".join(f"{kind} {n:.0f} x {1e6 * seconds / n:.1f}" for kind, (n, seconds) in list(one["requests"].items())[:4])
+            print(line(title(row, scale), [(f"{cells[0]:.0f}", 0)] + [(f"{cell:.1f}", 0) for cell in cells[1:]]) + f"  {most}")
+
+
 def layer_verdict(row, found):
     """(the ratio or None, whether the goal is missed) of a row of layers."""
     mine, base = found.get("plyfs", {}), found.get(row.against, {})
@@ -198,6 +232,8 @@ def main():
     for mode, found in modes.items():
         if found["rows"]:
             print_tables(mode, found, scale)
+            if any("requests" in one for by_name in found["rows"].values() for one in by_name.values()):
+                print_profile(mode, found, scale)
         if found["layers"]:
             errors += print_layers(mode, found["layers"], layer_scale)
     print()

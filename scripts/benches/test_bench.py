@@ -10,6 +10,7 @@ import xml.etree.ElementTree
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import layers  # noqa: E402
+import measure  # noqa: E402
 import mounts  # noqa: E402
 import plot  # noqa: E402
 import prepare  # noqa: E402
@@ -56,6 +57,26 @@ class Ratios(unittest.TestCase):
 
     def test_none_without_a_base(self):
         self.assertIsNone(summary.ratio(results("cp", ring=3.0), row("cp"), "ring"))
+
+
+class Profiles(unittest.TestCase):
+    REPORT = "[2026-01-01T00:00:00Z INFO  plyfs_fuse::stats] /mnt\n    inodes 1\n    request   count  mean us\n    lookup  10  2.5\n    read  4  100.0\n"
+
+    def test_the_report_of_a_server_is_read(self):
+        self.assertEqual(mounts.counted(self.REPORT), {"lookup": (10, 2.5e-05), "read": (4, 0.0004)})
+
+    def test_what_was_asked_before_does_not_count(self):
+        before, after = {"lookup": (10, 1.0), "read": (4, 1.0)}, {"lookup": (15, 1.5), "read": (4, 1.0), "write": (1, 0.5)}
+        self.assertEqual(measure.since(before, after), {"lookup": [5, 0.5], "write": [1, 0.5]})
+
+    def test_time_beyond_the_kernels_is_shared_out_whole(self):
+        found = {"wall": 1.1, "cpu": 0.7, "server": 0.4, "requests": {"lookup": [1000, 0.2], "create": [1000, 0.1]}}
+        cells = summary.profile({"wall": 0.1, "cpu": 0.1}, found)
+        self.assertEqual([round(cell, 6) for cell in cells], [2000, 500, 150, 200, 100, 200])
+
+    def test_kinds_are_sorted_by_their_time(self):
+        runs = [{"wall": 1.0, "requests": {"a": [2, 0.1], "b": [1, wall]}} for wall in (0.3, 0.2, 0.5)]
+        self.assertEqual(list(summary.condense(runs)["requests"].items()), [("b", [1, 0.3]), ("a", [2, 0.1])])
 
 
 class Verdicts(unittest.TestCase):
