@@ -26,7 +26,7 @@ pub struct Known {
     stale: BTreeSet<Vec<u8>>,
     /// Names that get from GNU tar what another entry says: directories that are there in several spellings, by which it
     /// knows them, also as the way to something; `NAME/.`, for which it makes `NAME` before; and what takes the place of a directory, whose attributes
-    /// are set at the end, of whatever is there.
+    /// are set at the end, of whatever is there or where that leads.
     vague: BTreeSet<Vec<u8>>,
     /// Names of plain files that end with a slash. The name says a directory, the type does not: refused here, a
     /// directory for GNU tar.
@@ -102,6 +102,17 @@ impl Known {
             match is_dir(entry) && entry.xattrs.is_empty() && had {
                 true => drop(self.stale.insert(path.clone())),
                 false => drop(self.stale.remove(path)),
+            }
+        }
+        // What is set at the end goes through symlinks.
+        loop {
+            let links =
+                each().filter(|(entry, path)| entry.kind == b'2' && self.vague.contains(*path));
+            let ends: Vec<_> = links.filter_map(|(entry, path)| way(entry, path).pop()).collect();
+            let before = self.vague.len();
+            self.vague.extend(ends);
+            if self.vague.len() == before {
+                return;
             }
         }
     }
