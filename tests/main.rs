@@ -85,6 +85,7 @@ mod store_kill;
 mod store_kit;
 mod store_layers;
 mod store_links;
+mod store_lost;
 mod store_template;
 
 use std::path::Path;

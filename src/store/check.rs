@@ -49,6 +49,12 @@ impl Checked {
         let (layer, what, advice) = (layer.to_owned(), what.into(), Some(advice.into()));
         self.problems.push(Problem { layer, what, repaired: false, advice });
     }
+
+    /// What kept a layer from being looked at.
+    fn fail(&mut self, layer: &str, error: &Error) {
+        let (layer, what) = (layer.to_owned(), error.to_string());
+        self.problems.push(Problem { layer, what, repaired: false, advice: None });
+    }
 }
 
 /// What [`Store::prune`] removes.
@@ -81,7 +87,12 @@ impl Store {
                     checked.add(id.as_str(), error.to_string(), advice);
                     continue;
                 }
-                Err(error) => return Err(error),
+                // That one layer cannot be looked at is no reason to leave the others.
+                Err(error) => {
+                    checked.layers += 1;
+                    checked.fail(id.as_str(), &error);
+                    continue;
+                }
             };
             checked.layers += 1;
             if self.is_changing(&id) {
@@ -94,13 +105,15 @@ impl Store {
                 continue;
             }
             // It may have been changed or removed while it was looked at.
-            let now = self.find(&id)?;
+            let now = self.find(&id).unwrap_or_else(|_| Some(record.clone()));
             if self.is_changing(&id) || now.as_ref() != Some(&record) {
                 checked.problems.truncate(known);
                 checked.busy.extend(now.map(|record| record.id));
                 continue;
             }
-            looked?;
+            if let Err(error) = looked {
+                checked.fail(id.as_str(), &error);
+            }
         }
         self.check_theirs(&mut checked, progress)?;
         for id in self.unknown()? {
@@ -121,7 +134,7 @@ impl Store {
             checked.layers += 1;
             let known = checked.problems.len();
             if let Err(error) = self.check_content(&found, checked) {
-                checked.add(&found.record.id, error.to_string(), "");
+                checked.fail(&found.record.id, &error);
             }
             for problem in &mut checked.problems[known..] {
                 let advice =
@@ -207,9 +220,14 @@ impl Store {
             "plyfs check --repair makes the storage say what the record says",
         );
         // Of a parent in another store nothing is mended by its name, which may be one of ours too.
-        if repair && record.parent_store.is_none() && self.driver.repair(id, wanted.as_ref())? {
+        if repair && record.parent_store.is_none() {
+            let repaired = self.driver.repair(id, wanted.as_ref());
             if let Some(last) = checked.problems.last_mut() {
-                (last.repaired, last.advice) = (true, None);
+                match repaired {
+                    Ok(true) => (last.repaired, last.advice) = (true, None),
+                    Ok(false) => {}
+                    Err(error) => last.advice = Some(format!("it cannot be repaired: {error}")),
+                }
             }
         }
         Ok(())

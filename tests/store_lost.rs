@@ -1,0 +1,58 @@
+//! A store from which something is lost, or in which a crash left work, can be put in order: what is left can be removed, and
+//! each repair is tried.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::driver_kit;
+use crate::every_driver;
+use crate::store_kit::{Box_, tree};
+
+/// Three layers on each other; where the storage of one is.
+fn three_layers(store: &Box_<'_>) -> PathBuf {
+    store.fill("base", None, &tree(store.0));
+    store.fill("mid", Some("base"), &tree(store.0));
+    store.does(&["layer", "create", "--parent", "mid", "top"]);
+    let own = store.0.own("mid");
+    match store.0.driver.name() {
+        "vfs" => own,
+        _ => own.parent().unwrap().to_path_buf(),
+    }
+}
+
+fn a_repair_that_fails_ends_no_other(store: &driver_kit::Store) {
+    let record = match store.driver.name() {
+        "overlay" => "parent",
+        "vfs" => return println!("skipped: a copy has no record of its parent"),
+        _ => "lower",
+    };
+    let store = Box_(store);
+    let lost = three_layers(&store);
+    store.does(&["layer", "create", "--parent", "base", "zbox"]);
+    fs::remove_dir_all(lost).unwrap();
+    fs::write(store.0.driver.home().join("zbox").join(record), "").unwrap();
+    let done = store.plyfs(&["check", "--repair"]).exits(1);
+    done.says("layer 'mid': its storage is missing").says("layer 'top': ");
+    let repaired = |line: &str| line.starts_with("layer 'zbox': ") && line.ends_with("; repaired");
+    assert!(done.stdout.lines().any(repaired), "{}", done.story());
+    assert!(done.stdout.contains("; it cannot be repaired: "), "{}", done.story());
+}
+
+fn an_unreadable_record_ends_no_check(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    store.fill("last", None, &tree(store.0));
+    for name in ["base", "last"] {
+        let path = store.0.root().join("layers").join(name).join("tar-split.gz");
+        fs::remove_file(&path).unwrap();
+        // What is there cannot be read as a file.
+        fs::create_dir(&path).unwrap();
+    }
+    let done = store.plyfs(&["check"]).exits(1);
+    done.says("layer 'base': ").says("layer 'last': ").says("2 layers, 2 problems");
+}
+
+every_driver! {
+    repaired, a_repair_that_fails_ends_no_other;
+    unreadable, an_unreadable_record_ends_no_check;
+}
