@@ -52,7 +52,21 @@ fn an_unreadable_record_ends_no_check(store: &driver_kit::Store) {
     done.says("layer 'base': ").says("layer 'last': ").says("2 layers, 2 problems");
 }
 
+fn one_line_tells_that_there_is_nothing_to_unmount(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let done = store.plyfs(&["layer", "umount", "none"]).exits(1);
+    let root = store.0.root();
+    done.complains("layer 'none': not found in ").complains(root.to_str().unwrap());
+    done.complains("plyfs layer ls");
+    assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
+    store.does(&["layer", "create", "box"]);
+    let done = store.plyfs(&["layer", "umount", "box"]).exits(1);
+    done.complains("mount of layer 'box': not found");
+    assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
+}
+
 every_driver! {
     repaired, a_repair_that_fails_ends_no_other;
     unreadable, an_unreadable_record_ends_no_check;
+    unknown, one_line_tells_that_there_is_nothing_to_unmount;
 }

@@ -48,10 +48,21 @@ impl Store {
 
     /// Takes one mount of a layer back; the last one unmounts it.
     pub fn unmount(&self, id: &LayerId) -> Result<()> {
-        match self.look(id) {
-            Ok(Found { place: None, .. }) => self.release(id),
-            Ok(_) | Err(Error::NotFound { .. }) => self.unmount_theirs(id),
-            Err(error) => Err(error),
+        let unknown = match self.look(id) {
+            Ok(Found { place: None, .. }) => return self.release(id),
+            Ok(_) => false,
+            Err(Error::NotFound { .. }) => true,
+            Err(error) => return Err(error),
+        };
+        match self.unmount_theirs(id) {
+            Err(Error::NotFound { .. }) if unknown => {
+                let root = self.root.display();
+                let why = format!(
+                    "not found in {root}, nor mounted from another store; plyfs layer ls lists what is there"
+                );
+                Err(Error::invalid(format!("layer '{id}'"), why))
+            }
+            other => other,
         }
     }
 
