@@ -154,6 +154,11 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The directory it keeps everything in.
     fn home(&self) -> &Path;
 
+    /// The directory of a layer in it, whether there is one or not.
+    fn place(&self, id: &LayerId) -> PathBuf {
+        self.home().join(id.as_str())
+    }
+
     /// Makes a layer on `parent`, empty or a copy of [`Create::template`]. The layer is there whole or not at all.
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()>;
 

@@ -8,6 +8,10 @@ use crate::driver_kit;
 use crate::every_driver;
 use crate::store_kit::{Box_, tree};
 
+fn mounted(store: &Box_<'_>, name: &str) -> PathBuf {
+    PathBuf::from(store.does(&["layer", "mount", name]).stdout.trim_end())
+}
+
 /// Three layers on each other; where the storage of one is.
 fn three_layers(store: &Box_<'_>) -> PathBuf {
     store.fill("base", None, &tree(store.0));
@@ -18,6 +22,37 @@ fn three_layers(store: &Box_<'_>) -> PathBuf {
         "vfs" => own,
         _ => own.parent().unwrap().to_path_buf(),
     }
+}
+
+fn a_layer_on_a_lost_one_is_removed(store: &driver_kit::Store) {
+    let store = Box_(store);
+    fs::remove_dir_all(three_layers(&store)).unwrap();
+    if store.0.driver.name() != "vfs" {
+        store.plyfs(&["layer", "mount", "top"]).exits(1).complains("corrupt");
+    }
+    store.plyfs(&["check"]).exits(1).says("layer 'mid': its storage is missing");
+    for name in ["top", "mid", "base"] {
+        store.does(&["layer", "rm", name]);
+    }
+    store.does(&["check"]).says("0 layers, nothing wrong");
+}
+
+fn a_mounted_one_on_a_lost_one_stays(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let lost = three_layers(&store);
+    mounted(&store, "top");
+    mounted(&store, "top");
+    fs::remove_dir_all(lost).unwrap();
+    store.plyfs(&["layer", "rm", "top"]).exits(1).complains("in use by its mount, 2 times");
+    store.does(&["layer", "umount", "top"]);
+    if store.0.driver.name() != "vfs" {
+        // What is really mounted counts, whatever was noted.
+        fs::remove_dir_all(store.0.root().join("run")).unwrap();
+        store.plyfs(&["layer", "rm", "top"]).exits(1).complains("in use by its mount, 1 times");
+    }
+    store.does(&["layer", "umount", "top"]);
+    store.does(&["layer", "rm", "top"]);
+    assert!(!store.does(&["layer", "ls"]).stdout.contains("top"));
 }
 
 fn a_repair_that_fails_ends_no_other(store: &driver_kit::Store) {
@@ -66,6 +101,8 @@ fn one_line_tells_that_there_is_nothing_to_unmount(store: &driver_kit::Store) {
 }
 
 every_driver! {
+    removed, a_layer_on_a_lost_one_is_removed;
+    mounted_still, a_mounted_one_on_a_lost_one_stays;
     repaired, a_repair_that_fails_ends_no_other;
     unreadable, an_unreadable_record_ends_no_check;
     unknown, one_line_tells_that_there_is_nothing_to_unmount;

@@ -152,6 +152,10 @@ impl Driver for Vfs {
         &self.home
     }
 
+    fn place(&self, id: &LayerId) -> PathBuf {
+        self.layers.at(id)
+    }
+
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
         let limits = options::limits(spec, self.limits)?;
         self.check_limits(limits)?;

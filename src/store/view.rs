@@ -17,6 +17,7 @@ use crate::layer::diff::{self, Spec};
 use crate::layer::split;
 use crate::mount::count::{Counts, Held};
 use crate::mount::plan::{self, Mount, Server};
+use crate::mount::table;
 
 impl Store {
     /// Mounts a layer, or takes part in the mount that is there. Returns where it is seen.
@@ -91,17 +92,29 @@ impl Store {
         }
     }
 
-    /// Where a layer is mounted, or would be; none where it is seen as its own directory. What is noted counts where a store
-    /// below is not there.
+    /// Where a layer is mounted, or would be; none where it is seen as its own directory. What is noted, and what is seen in
+    /// its directory, counts where something below it is lost.
     fn target(&self, id: &LayerId, held: &Held) -> Result<Option<PathBuf>> {
         match self.driver.view(id, &MountOptions::default()) {
             Ok(View::Path(_)) => Ok(None),
             Ok(View::Mount(mount)) => Ok(Some(mount.target)),
+            Err(Error::Corrupt { .. } | Error::Invalid { .. }) => self.target_of_lost(id, held),
             Err(_) if self.look(id).is_ok_and(|found| self.lost_below(&found).is_some()) => {
-                held.noted_target()
+                self.target_of_lost(id, held)
             }
             Err(error) => Err(error),
         }
+    }
+
+    fn target_of_lost(&self, id: &LayerId, held: &Held) -> Result<Option<PathBuf>> {
+        if let Some(noted) = held.noted_target()? {
+            if held.count(&noted)? > 0 {
+                return Ok(Some(noted));
+            }
+        }
+        let Ok(dir) = self.driver.place(id).canonicalize() else { return Ok(None) };
+        let mounts = table::read()?.into_iter().rev();
+        Ok(mounts.map(|mount| mount.target).find(|target| target.starts_with(&dir)))
     }
 
     /// Makes a layer's own directory tell all names that a killed server has shown. One that is mounted stays as it is: its
