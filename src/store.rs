@@ -73,7 +73,7 @@ impl Store {
     pub fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
         let mut pending = self.begin(id)?;
         let seen = self.may_create(id, parent, spec).and_then(|seen| {
-            pending.say(Work::Create)?;
+            pending.say(Work::Create, self.driver.name())?;
             Ok(seen)
         });
         let seen = match seen {
@@ -126,9 +126,10 @@ impl Store {
         }
     }
 
-    /// Whether somebody makes, fills or removes a layer, or a crash left that and it could not be cleared away.
+    /// Whether somebody makes, fills or removes a layer, or a crash left that and it could not be cleared away. Who has
+    /// announced nothing may not come to it; he does so under the lock, where it matters.
     fn is_changing(&self, id: &LayerId) -> bool {
-        self.pending().join(id.as_str()).exists()
+        !matches!(Pending::of(&self.pending(), id), Ok(None))
     }
 
     /// Makes the record of a layer that has storage, whole. `seen` is what its parent and its template were when the storage
@@ -176,14 +177,14 @@ impl Store {
 
     fn announce_apply(&self, id: &LayerId, pending: &mut Pending) -> Result<()> {
         let (_held, users) = self.hold(id)?;
+        // Whoever is making a record on this layer ends that first, or sees that it is being filled.
+        let _lock = self.lock()?;
         self.may_apply(id, users)?;
         // Whoever mounts it next sees that.
-        pending.say(Work::Apply)
+        pending.say(Work::Apply, self.driver.name())
     }
 
     fn may_apply(&self, id: &LayerId, users: u64) -> Result<()> {
-        // Whoever is making a record on this layer ends that first, and then sees that it is being filled.
-        let _lock = self.lock()?;
         let record = self.get(id)?;
         let refuse = |why: &str| Err(Error::invalid(format!("layer '{id}'"), why));
         if !record.read_only {
@@ -291,7 +292,7 @@ impl Store {
         if users > 0 {
             return Err(mounted(id, users));
         }
-        pending.say(Work::Remove)?;
+        pending.say(Work::Remove, self.driver.name())?;
         let (dir, gone) = (self.layers().join(id.as_str()), self.hidden());
         change::rename(&dir, &gone).on("rename", &dir)?;
         Ok(gone.file_name().unwrap_or_default().to_owned())
@@ -301,7 +302,7 @@ impl Store {
     fn begin(&self, id: &LayerId) -> Result<Pending> {
         let (pending, left) = Pending::begin(&self.pending(), id)?;
         if let Some(left) = left {
-            self.undo(id, left)?;
+            self.undo_left(id, &left)?;
         }
         Ok(pending)
     }
@@ -322,10 +323,13 @@ impl Store {
 
     /// Refuses a layer that another driver keeps.
     fn is_ours(&self, id: &LayerId) -> Result<()> {
-        let Some(name) = self.keeper(id)? else { return Ok(()) };
+        self.keeper(id)?.map_or(Ok(()), |name| Err(self.kept_by(id, name)))
+    }
+
+    fn kept_by(&self, id: &LayerId, name: &str) -> Error {
         let why =
             format!("kept by another driver than {}; use --driver {name}", self.driver.name());
-        Err(Error::invalid(format!("layer '{id}'"), why))
+        Error::invalid(format!("layer '{id}'"), why)
     }
 
     /// The driver that keeps a layer, if it is another one than ours.

@@ -14,8 +14,9 @@ fn mounted(store: &Box_<'_>, name: &str) -> PathBuf {
 
 /// Three layers on each other; where the storage of one is.
 fn three_layers(store: &Box_<'_>) -> PathBuf {
-    store.fill("base", None, &tree(store.0));
-    store.fill("mid", Some("base"), &tree(store.0));
+    let tree = tree(store.0);
+    store.fill("base", None, &tree);
+    store.fill("mid", Some("base"), &tree);
     store.does(&["layer", "create", "--parent", "mid", "top"]);
     let own = store.0.own("mid");
     match store.0.driver.name() {
@@ -75,8 +76,9 @@ fn a_repair_that_fails_ends_no_other(store: &driver_kit::Store) {
 
 fn an_unreadable_record_ends_no_check(store: &driver_kit::Store) {
     let store = Box_(store);
-    store.fill("base", None, &tree(store.0));
-    store.fill("last", None, &tree(store.0));
+    let tree = tree(store.0);
+    store.fill("base", None, &tree);
+    store.fill("last", None, &tree);
     for name in ["base", "last"] {
         let path = store.0.root().join("layers").join(name).join("tar-split.gz");
         fs::remove_file(&path).unwrap();
@@ -85,6 +87,40 @@ fn an_unreadable_record_ends_no_check(store: &driver_kit::Store) {
     }
     let done = store.plyfs(&["check"]).exits(1);
     done.says("layer 'base': ").says("layer 'last': ").says("2 layers, 2 problems");
+}
+
+/// As a crash leaves an `apply` that failed, while the layer was made empty again.
+fn work_of_another_driver_is_left_to_it(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let own = store.0.driver.name();
+    let other = if own == "vfs" { "overlay" } else { "vfs" };
+    let pending = store.0.root().join("pending");
+    let there =
+        |store: &Box_<'_>, name: &str| store.0.driver.exists(&driver_kit::id(name)).unwrap();
+    store.does(&["layer", "create", "--read-only", "half"]);
+    store.0.driver.remove(&driver_kit::id("half")).unwrap();
+    fs::write(pending.join("half"), format!("{own} apply")).unwrap();
+    // Made, without a record yet, and removed, without one any more.
+    for (name, word) in [("made", "create"), ("gone", "remove")] {
+        store.0.read_write(name, None);
+        fs::write(pending.join(name), format!("{own} {word}")).unwrap();
+    }
+    let done = store.plyfs_on(other, &["layer", "ls"]).succeeds();
+    for name in ["half", "made", "gone"] {
+        assert!(pending.join(name).exists(), "{name}: {}", done.story());
+        assert!(!driver_kit::open(other, &store.0.root()).exists(&driver_kit::id(name)).unwrap());
+        assert!(done.stderr.contains(&format!("'{name}'")), "{name}: {}", done.story());
+    }
+    assert!(done.stderr.contains("kept by another driver"), "{}", done.story());
+    assert!(there(&store, "made") && there(&store, "gone"));
+    let wanted = format!("kept by another driver than {other}; use --driver {own}");
+    for words in [&["layer", "create", "made"][..], &["layer", "apply", "half", "/dev/null"]] {
+        store.plyfs_on(other, words).exits(1).complains(&wanted);
+    }
+    store.does(&["layer", "ls"]);
+    assert!(!there(&store, "made") && !there(&store, "gone") && there(&store, "half"));
+    assert!(fs::read_dir(&pending).unwrap().next().is_none());
+    store.does(&["layer", "rm", "half"]);
 }
 
 fn one_line_tells_that_there_is_nothing_to_unmount(store: &driver_kit::Store) {
@@ -105,5 +141,6 @@ every_driver! {
     mounted_still, a_mounted_one_on_a_lost_one_stays;
     repaired, a_repair_that_fails_ends_no_other;
     unreadable, an_unreadable_record_ends_no_check;
+    pending, work_of_another_driver_is_left_to_it;
     unknown, one_line_tells_that_there_is_nothing_to_unmount;
 }

@@ -146,6 +146,11 @@ impl Registry {
         self.entries.iter().find(keeps).map(|entry| entry.name)
     }
 
+    /// The directory in a store's root that a driver keeps its layers in; two may share one.
+    pub fn home(&self, name: &str) -> Option<&'static str> {
+        self.find(name).map(|entry| entry.home)
+    }
+
     fn known(&self, name: &str) -> Result<&Entry> {
         self.find(name).ok_or_else(|| {
             let why = format!("not known; there are {}", self.names().join(", "));

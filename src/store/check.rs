@@ -336,7 +336,7 @@ impl Store {
                 pending.done()?;
                 return Ok(None);
             }
-            pending.say(super::Work::Remove)?;
+            pending.say(super::Work::Remove, self.driver.name())?;
             // What is refused stays as it was, and is not tried again at the next start.
             let removed = self.remove_storage(id);
             pending.done()?;

@@ -1,14 +1,17 @@
 //! What is under way: one file `pending/<id>` for each layer that is being made, filled or removed, locked by whoever
-//! does it. A file that nobody has locked is what a crash left, and is undone or finished by the next who opens the
-//! store. The lock also keeps two processes from changing one layer at a time.
+//! does it. It says with which driver what is done. A file that nobody has locked is what a crash left, and is undone or
+//! finished by the next who opens the store with that driver. The lock also keeps two processes from changing one layer at a
+//! time.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::driver::LayerId;
 use crate::durable;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::sys::{self, change};
 
 /// What is done to a layer.
@@ -28,6 +31,21 @@ const WORDS: [(Work, &str); 3] =
 /// Where there is no room for a word, a file of this length without any data says `remove`: that makes room.
 const REMOVE_LENGTH: u64 = 1 << 20;
 
+/// How long whoever has announced nothing is waited for. He looks whether there is anything to do, or whether a crash left
+/// anything, which ends soon.
+const LOOKS_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long whoever has announced something is waited for: it may be what a crash left, which he clears away.
+const CLEARS_WITHIN: Duration = Duration::from_millis(300);
+
+/// What a file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) work: Work,
+    /// The driver that does it; none where there was no room to say that.
+    pub(super) driver: Option<String>,
+}
+
 /// The work on one layer. When this goes without [`Pending::done`] the file stays, as after a crash.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -39,22 +57,28 @@ pub(super) struct Pending {
 impl Pending {
     /// Keeps others from changing a layer; says also what was left of earlier work on it, which has to be cleared away first.
     /// Nothing is announced yet.
-    pub(super) fn begin(dir: &Path, id: &LayerId) -> Result<(Pending, Option<Work>)> {
-        let path = dir.join(id.as_str());
-        let busy = || Error::InUse {
-            kind: "layer",
-            name: id.to_string(),
-            by: "another plyfs process that changes it".to_owned(),
-        };
-        let mut pending = Pending::lock(&path, true)?.ok_or_else(busy)?;
-        let left = pending.word()?;
-        Ok((pending, left))
+    pub(super) fn begin(dir: &Path, id: &LayerId) -> Result<(Pending, Option<Said>)> {
+        let (path, start) = (dir.join(id.as_str()), Instant::now());
+        loop {
+            if let Some(mut pending) = Pending::lock(&path, true)? {
+                let left = pending.said()?;
+                return Ok((pending, left));
+            }
+            let patience = match Pending::of(dir, id)? {
+                None => LOOKS_WITHIN,
+                Some(_) => CLEARS_WITHIN,
+            };
+            if start.elapsed() >= patience {
+                return Err(super::changing(id));
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Announces what is done from now on: what a crash leaves of it is undone or finished. So whatever could show that there is
     /// nothing to do is looked at before.
-    pub(super) fn say(&mut self, work: Work) -> Result<()> {
-        match self.write(work) {
+    pub(super) fn say(&mut self, work: Work, driver: &str) -> Result<()> {
+        match self.write(work, driver) {
             Err(error) if error.is_no_room() && work == Work::Remove => {
                 let said =
                     change::set_len(&self.file, REMOVE_LENGTH).and_then(|()| self.file.sync_all());
@@ -65,18 +89,20 @@ impl Pending {
         durable::sync_dir(durable::parent(&self.path))
     }
 
-    fn write(&mut self, work: Work) -> Result<()> {
+    fn write(&mut self, work: Work, driver: &str) -> Result<()> {
         let word = WORDS.iter().find(|(one, _)| *one == work).map_or("", |(_, word)| word);
+        // A crash leaves a part of it at most, which ends with no word.
+        let text = format!("{driver} {word}");
         let written = change::set_len(&self.file, 0).and_then(|()| {
             self.file.rewind()?;
-            change::write(&self.file, word.as_bytes())?;
+            change::write(&self.file, text.as_bytes())?;
             self.file.sync_all()
         });
         written.on("write", &self.path)
     }
 
-    fn word(&mut self) -> Result<Option<Work>> {
-        word(&self.file).on("read", &self.path)
+    fn said(&mut self) -> Result<Option<Said>> {
+        said(&self.file).on("read", &self.path)
     }
 
     /// What is done to a layer, or was when a crash came.
@@ -84,20 +110,23 @@ impl Pending {
         let path = dir.join(id.as_str());
         match File::open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            file => file.and_then(|file| word(&file)).on("read", path),
+            file => file
+                .and_then(|file| said(&file))
+                .map(|said| said.map(|said| said.work))
+                .on("read", path),
         }
     }
 
     /// What a crash left: the layer's name, the work, and the lock on it. Nothing of what somebody still does.
-    pub(super) fn left(dir: &Path) -> Result<Vec<(LayerId, Work, Pending)>> {
+    pub(super) fn left(dir: &Path) -> Result<Vec<(LayerId, Said, Pending)>> {
         let mut left = Vec::new();
         for entry in std::fs::read_dir(dir).on("list", dir)? {
             let path = entry.on("list", dir)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let Ok(id) = LayerId::new(name) else { continue };
             let Some(mut pending) = Pending::lock(&path, false)? else { continue };
-            match pending.word()? {
-                Some(work) => left.push((id, work, pending)),
+            match pending.said()? {
+                Some(said) => left.push((id, said, pending)),
                 // The crash came before anything was begun.
                 None => pending.done()?,
             }
@@ -132,27 +161,38 @@ impl Pending {
     }
 }
 
-/// Anything else was never announced whole, so nothing was done after it.
-fn word(file: &File) -> io::Result<Option<Work>> {
-    let mut word = Vec::new();
-    file.take(16).read_to_end(&mut word)?;
-    if file.metadata()?.len() == REMOVE_LENGTH && word.iter().all(|byte| *byte == 0) {
-        return Ok(Some(Work::Remove));
+fn said(mut file: &File) -> io::Result<Option<Said>> {
+    let (mut text, at_most) = (Vec::new(), 256);
+    file.rewind()?;
+    file.take(at_most).read_to_end(&mut text)?;
+    if file.metadata()?.len() == REMOVE_LENGTH && text.iter().all(|byte| *byte == 0) {
+        return Ok(Some(Said { work: Work::Remove, driver: None }));
     }
+    let text = String::from_utf8(text).unwrap_or_default();
+    let (driver, word) = match text.split_once(' ') {
+        Some((driver, word)) => (Some(driver.to_owned()), word),
+        None => (None, text.as_str()),
+    };
     // Anything else was never announced whole, so nothing was done after it.
-    Ok(WORDS.iter().find(|(_, one)| one.as_bytes() == word).map(|(work, _)| *work))
+    let work = WORDS.iter().find(|(_, one)| *one == word).map(|(work, _)| *work);
+    Ok(work.map(|work| Said { work, driver }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn said(work: Work) -> Said {
+        Said { work, driver: Some("vfs".to_owned()) }
+    }
+
     #[test]
     fn a_layer_is_changed_by_one_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let id = LayerId::new("a").unwrap();
-        let (first, left) = Pending::begin(dir.path(), &id).unwrap();
+        let (mut first, left) = Pending::begin(dir.path(), &id).unwrap();
         assert_eq!(left, None);
+        first.say(Work::Create, "vfs").unwrap();
         let error = Pending::begin(dir.path(), &id).unwrap_err();
         assert!(error.to_string().contains("in use"), "{error}");
         assert_eq!(Pending::left(dir.path()).unwrap().len(), 0);
@@ -161,25 +201,53 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
+    /// As whoever opens the store does, who looks for what a crash left.
+    #[test]
+    fn who_only_looks_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = LayerId::new("a").unwrap();
+        let looking = Pending::begin(dir.path(), &id).unwrap().0;
+        thread::scope(|scope| {
+            let next = scope.spawn(|| Pending::begin(dir.path(), &id));
+            thread::sleep(Duration::from_millis(600));
+            looking.done().unwrap();
+            next.join().unwrap().unwrap().0.done().unwrap();
+        });
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
     #[test]
     fn what_a_crash_left_is_found() {
         let dir = tempfile::tempdir().unwrap();
         for (name, work) in [("a", Work::Create), ("b", Work::Apply), ("c", Work::Remove)] {
             let mut pending = Pending::begin(dir.path(), &LayerId::new(name).unwrap()).unwrap().0;
-            pending.say(work).unwrap();
+            pending.say(work, "vfs").unwrap();
         }
         // Of this nothing was announced.
         drop(Pending::begin(dir.path(), &LayerId::new("d").unwrap()).unwrap());
-        for (name, text) in [("e", &b"\0\0\0\0\0\0"[..]), ("f", b"\xff\xfe"), ("g", b"createe")] {
+        for (name, text) in [
+            ("e", &b"\0\0\0\0\0\0"[..]),
+            ("f", b"\xff\xfe"),
+            ("g", b"createe"),
+            ("h", b"vfs"),
+            ("i", b"vfs creat"),
+        ] {
             std::fs::write(dir.path().join(name), text).unwrap();
         }
         let again = Pending::begin(dir.path(), &LayerId::new("a").unwrap()).unwrap();
-        assert_eq!(again.1, Some(Work::Create), "what is to be cleared away is told");
+        assert_eq!(again.1, Some(said(Work::Create)), "what is to be cleared away is told");
         drop(again);
+        std::fs::write(dir.path().join("z"), "apply").unwrap();
         let mut left = Pending::left(dir.path()).unwrap();
         left.sort_by(|a, b| a.0.cmp(&b.0));
-        let left: Vec<_> = left.iter().map(|(id, work, _)| (id.as_str(), *work)).collect();
-        assert_eq!(left, [("a", Work::Create), ("b", Work::Apply), ("c", Work::Remove)]);
+        let left: Vec<_> = left.iter().map(|(id, said, _)| (id.as_str(), said.clone())).collect();
+        let wanted = [
+            ("a", said(Work::Create)),
+            ("b", said(Work::Apply)),
+            ("c", said(Work::Remove)),
+            ("z", Said { work: Work::Apply, driver: None }),
+        ];
+        assert_eq!(left, wanted);
         assert!(!dir.path().join("d").exists());
     }
 }

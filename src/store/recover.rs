@@ -2,8 +2,9 @@
 
 use std::ffi::OsStr;
 
-use super::pending::{Pending, Work};
+use super::pending::{Pending, Said, Work};
 use super::{SPLIT, Store};
+use crate::driver::registry::Registry;
 use crate::driver::{Create, LayerId};
 use crate::error::{Context, Result};
 use crate::mount::count::Counts;
@@ -26,13 +27,28 @@ impl Store {
         result
     }
 
-    /// Undoes or finishes what was left of the work on a layer.
-    pub(super) fn undo(&self, id: &LayerId, work: Work) -> Result<()> {
+    /// Undoes or finishes what a crash left of the work on a layer, if it was our driver's: what another one has half made
+    /// is not ours to know.
+    pub(super) fn undo_left(&self, id: &LayerId, left: &Said) -> Result<()> {
+        match left.driver.as_deref() {
+            None => self.is_ours(id)?,
+            Some(name) if name == self.driver.name() => {}
+            Some(name) => {
+                let home = Registry::built_in().home(name).map(|home| self.root.join(home));
+                if home.as_deref() != Some(self.driver.home()) {
+                    return Err(self.kept_by(id, name));
+                }
+            }
+        }
+        self.undo(id, left.work)
+    }
+
+    /// Undoes or finishes work on a layer.
+    fn undo(&self, id: &LayerId, work: Work) -> Result<()> {
         let record = self.find(id)?;
         match (work, record) {
             (Work::Create | Work::Remove, None) => self.remove_storage(id),
             (Work::Apply, Some(record)) if record.content.is_none() => {
-                self.is_ours(id)?;
                 // Only what is read-only is filled, and that has no limits that would be lost.
                 let store = self.place_of_parent(&record)?;
                 self.clear_fill(id)?;
@@ -68,9 +84,9 @@ impl Store {
     /// can be used meanwhile, and removed.
     pub(super) fn recover(&self) -> Result<()> {
         self.clear_hidden()?;
-        for (id, work, pending) in Pending::left(&self.pending())? {
-            log::info!("layer '{id}': what a crash left of its {work:?} is cleared away");
-            if let Err(error) = self.undo(&id, work).and_then(|()| pending.done()) {
+        for (id, left, pending) in Pending::left(&self.pending())? {
+            log::info!("layer '{id}': what a crash left of its {:?} is cleared away", left.work);
+            if let Err(error) = self.undo_left(&id, &left).and_then(|()| pending.done()) {
                 log::warn!("layer '{id}': {error}; the next start tries again");
             }
         }

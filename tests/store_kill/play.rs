@@ -101,7 +101,8 @@ impl Play {
         let n = self.filling.get() - (self.filling.get() - self.opening.get()) / 5;
         assert_eq!(self.killed(self.own_driver(), &apply, n).status, KILLED);
         let root = self.store.root();
-        assert_eq!(fs::read_to_string(root.join("pending").join(name)).unwrap(), "apply");
+        let says = format!("{} apply", self.own_driver());
+        assert_eq!(fs::read_to_string(root.join("pending").join(name)).unwrap(), says);
         for dir in ["layers/.0123/z", ".trial-DEAD/upper/d"] {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
