@@ -15,6 +15,7 @@
 
 mod additional;
 mod check;
+mod marks;
 mod pending;
 mod record;
 mod recover;
@@ -227,7 +228,7 @@ impl Store {
             digest: applied.digest.clone(),
             size: applied.size,
             entries: applied.entries,
-            marks: applied.marks.map(str::to_owned),
+            marks: Some(applied.marks.unwrap_or(record::NO_MARKS).to_owned()),
         });
         record.write(&dir)?;
         Ok(applied)

@@ -77,6 +77,7 @@ mod semantics_stats;
 mod semantics_xattr;
 mod store_additional;
 mod store_additional_copies;
+mod store_additional_marks;
 mod store_belief;
 mod store_broken;
 mod store_check;

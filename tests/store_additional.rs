@@ -13,7 +13,7 @@ use crate::{every_driver, needs};
 
 /// A store, and another one of the same driver beside it.
 pub(crate) struct Pair<'a> {
-    own: Box_<'a>,
+    pub(crate) own: Box_<'a>,
     pub(crate) other: PathBuf,
 }
 
@@ -59,7 +59,7 @@ impl<'a> Pair<'a> {
         cmd.args(["--driver", driver]).args(words)
     }
 
-    fn fill_there(&self, root: &Path, id: &str, parent: Option<&str>, archive: &Path) {
+    pub(crate) fn fill_there(&self, root: &Path, id: &str, parent: Option<&str>, archive: &Path) {
         let mut words = vec!["layer", "create", "--read-only"];
         words.extend(parent.iter().flat_map(|parent| ["--parent", parent]));
         words.push(id);
@@ -403,7 +403,7 @@ fn both_drivers_of_one_format_read_the_stores_of_the_other() {
 }
 
 /// Runs as a user whom nothing belongs to, as root of a namespace with one id.
-fn as_user(words: &[&str]) -> Cmd {
+pub(crate) fn as_user(words: &[&str]) -> Cmd {
     let user = ["--reuid=54321", "--regid=54321", "--clear-groups", "unshare", "-Urm"];
     Cmd::new("setpriv").args(user).args(words)
 }
@@ -434,59 +434,4 @@ fn a_store_of_somebody_else_is_seen_by_a_user_who_may_read_it() {
         assert_eq!(done.stdout, wanted, "{}", done.stderr);
         assert_eq!(facts(&pair.other), before);
     }
-}
-
-#[test]
-fn deletions_that_nobody_here_would_look_at_are_refused() {
-    needs!(UserNs, Root, KernelOverlay, Fuse);
-    own_namespace();
-    let store = driver_kit::Store::open("overlay2");
-    let pair = Pair::new(&store);
-    let upper = store.sandbox.dir("opaque");
-    fs::create_dir(upper.join("d")).unwrap();
-    fs::write(upper.join("d/.wh..wh..opq"), "").unwrap();
-    let archive = store.sandbox.at("opaque.tar");
-    Cmd::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&upper).arg(".").succeeds();
-    pair.fill_there(&pair.other, "bare", Some("base"), &archive);
-    assert_eq!(names(&pair.mounted("bare").join("d")), [] as [&str; 0]);
-    pair.does(&["layer", "umount", "bare"]);
-    Cmd::new("chmod").args(["-R", "a+rX"]).arg(&pair.other).succeeds();
-    let home = store.sandbox.dir("home");
-    std::os::unix::fs::chown(&home, Some(54321), Some(54321)).unwrap();
-    let archive = archive.to_str().unwrap();
-    let program = |driver: &str, words: &str| {
-        let (h, plyfs) = (home.display(), env!("CARGO_BIN_EXE_plyfs"));
-        format!(
-            "mkdir -p {h}/run; export XDG_RUNTIME_DIR={h}/run; p() {{ {plyfs} --root {h}/own --driver {driver} \"$@\"; }}; {words}"
-        )
-    };
-    let option = format!("--storage-opt additionalimagestore={}", pair.other.display());
-    for driver in ["overlay2", "fuse-overlay"] {
-        for verb in ["mount bare", "create --parent bare box"] {
-            let words = format!("p {option} layer {verb}");
-            let done = as_user(&["sh", "-c", &program(driver, &words)]).exits(1);
-            done.complains("'bare'").complains("only root of the host reads");
-        }
-    }
-    // And the other way round.
-    let words = format!(
-        "tar -cf {h}/base.tar -C {h} --exclude=./own --exclude=./run .; set -e; \
-         mkdir -p {h}/t/d; echo x >{h}/t/d/a; tar -cf {h}/t.tar -C {h}/t .; \
-         p layer create --read-only low; p layer apply low {h}/t.tar; \
-         p layer create --read-only --parent low bare2; p layer apply bare2 {archive}",
-        h = home.display()
-    );
-    as_user(&["sh", "-c", &program("overlay2", &words)]).succeeds();
-    let theirs = home.join("own");
-    pair.with(&[&theirs], &["layer", "mount", "bare2"])
-        .exits(1)
-        .complains("use --driver fuse-overlay");
-    let option = format!("additionalimagestore={}", theirs.display());
-    let fuse = |words: &[&str]| {
-        let words = [&["--storage-opt", &option], words].concat();
-        pair.own.plyfs_on("fuse-overlay", &words).succeeds().stdout
-    };
-    let at = fuse(&["layer", "mount", "bare2"]);
-    assert_eq!(names(&Path::new(at.trim_end()).join("d")), [] as [&str; 0]);
-    fuse(&["layer", "umount", "bare2"]);
 }

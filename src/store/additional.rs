@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::record::ParentStore;
+use super::marks;
+use super::record::{NO_MARKS, ParentStore};
 use super::view::take_part;
 use super::{Record, Store, names_in};
-use crate::driver::{Additional, Driver, LayerId, MountOptions};
+use crate::driver::{Additional, Driver, LayerId, MountOptions, Parts};
 use crate::error::{Context, Error, Result};
 use crate::mount::plan::Mount;
 use crate::sys::{change, tree};
@@ -228,13 +229,12 @@ impl Store {
         self.lost_below(found).map_or(Ok(()), Err)?;
         let (mut next, root) = (Some(found.clone()), tree::has_initial_privilege());
         while let Some(found) = next {
-            let marks = found.record.content.as_ref().and_then(|content| content.marks.as_deref());
-            let why = match marks {
-                Some("trusted") if !root => {
-                    "only root of the host reads; fill it anew as this user"
-                }
+            let noted = found.record.content.as_ref().and_then(|content| content.marks.clone());
+            let marks = noted.map_or_else(|| self.seen_marks(&found), Ok)?;
+            let why = match marks.as_str() {
+                "trusted" if !root => "only root of the host reads; fill it anew as this user",
                 // Our own overlay looks at both.
-                Some("user") if root && self.driver.name() == OVERLAY => {
+                "user" if root && self.driver.name() == OVERLAY => {
                     "the kernel does not look at for root; use --driver fuse-overlay"
                 }
                 _ => {
@@ -247,6 +247,18 @@ impl Store {
             return Err(Error::unsupported(what, why));
         }
         Ok(())
+    }
+
+    /// The same of a layer whose record does not tell it, as nobody noted that when it was filled: its directories do. What
+    /// only root of the host sees may be there in what is not this user's.
+    fn seen_marks(&self, found: &Found) -> Result<String> {
+        let parts = self.driver_of(found).parts(&found.id()?);
+        let Parts { own, below } = self.explained(found, parts)?;
+        let marks = match below.is_empty() {
+            true => None,
+            false => marks::seen(&own)?,
+        };
+        Ok(marks.unwrap_or(NO_MARKS).to_owned())
     }
 
     /// The layers of additional stores that ours lie on, each once.

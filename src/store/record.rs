@@ -70,6 +70,9 @@ impl ParentStore {
     }
 }
 
+/// What [`Content::marks`] says of a layer without any.
+pub(super) const NO_MARKS: &str = "none";
+
 /// The archive that a layer was filled from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
@@ -82,7 +85,7 @@ pub struct Content {
     /// Its entries.
     pub entries: u64,
     /// Which attributes hide what lies below directories, `trusted` or `user`: not everybody can read the former, and who can
-    /// does not look at the latter. None where there are none.
+    /// does not look at the latter. [`NO_MARKS`] where there are none, and none where that was not noted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub marks: Option<String>,
 }
