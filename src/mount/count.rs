@@ -13,6 +13,7 @@
 //! a crash: whether the mount is there is seen, and if it is not, its directory goes ([`Counts::sweep`]).
 
 mod record;
+mod standing;
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -30,6 +31,7 @@ use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::sys::{self, change, probe, publish};
 use record::{Begun, Record, Spelled, Used, VERSION, boot};
+use standing::given;
 
 /// What follows the name: of a record, of one that is being written, of what is under way.
 const RECORD: &str = ".json";
@@ -185,7 +187,7 @@ impl Held {
                         let gone = std::io::Error::other("gone again");
                         Error::io("mount", target, gone)
                     });
-                    found.map(|found| Record::of(&found))
+                    found.map(|found| Record { options: Some(given(mount)), ..Record::of(&found) })
                 });
                 if found.is_err() {
                     self.end()?;

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::marks;
 use super::record::{NO_MARKS, ParentStore};
-use super::view::take_part;
+use super::view::{asked, take_part};
 use super::{Record, Store, names_in};
 use crate::driver::{Additional, Driver, LayerId, MountOptions, Parts};
 use crate::error::{Context, Error, Result};
@@ -304,8 +304,7 @@ impl Store {
         self.may_show(&found)?;
         let dir = self.root.join("merged");
         change::make_dirs(&dir, 0o700).on("create", &dir)?;
-        let asked = options.label.is_some() || !options.extra.is_empty();
-        take_part(&self.counts()?.hold(&name)?, &found.id()?, &mount, asked)
+        take_part(&self.counts()?.hold(&name)?, &found.id()?, &mount, &asked(options))
     }
 
     /// Takes a mount of a layer of theirs back, also where its store is not there any more.

@@ -16,7 +16,7 @@ use crate::layer::compare::{Comparison, Tree};
 use crate::layer::diff::{self, Spec};
 use crate::layer::split;
 use crate::mount::count::{Counts, Held};
-use crate::mount::plan::{self, Mount, Server};
+use crate::mount::plan::{self, Kind, Mount, Server};
 use crate::mount::table;
 
 impl Store {
@@ -33,17 +33,17 @@ impl Store {
         if Pending::of(&self.pending(), id)? == Some(Work::Apply) {
             return Err(changing(id));
         }
-        let asked = options.label.is_some() || options.read_only || !options.extra.is_empty();
+        let asked = asked(options);
         let mut options = options.clone();
         options.read_only |= record.read_only;
         options.label = options.label.or(record.label);
         match self.explained(&found, self.driver.view(id, &options))? {
-            View::Path(_) if asked => {
+            View::Path(_) if !asked.is_empty() => {
                 let why = "it is seen as its own directory, without a mount that could have any";
                 Err(Error::invalid(format!("options for layer '{id}'"), why))
             }
             View::Path(path) => held.take().map(|()| path),
-            View::Mount(mount) => take_part(&held, id, &mount, asked),
+            View::Mount(mount) => take_part(&held, id, &mount, &asked),
         }
     }
 
@@ -264,10 +264,31 @@ impl Store {
     }
 }
 
-/// Mounts a layer, or takes part in the mount that is there, which need not have the options that were `asked` for.
-pub(super) fn take_part(held: &Held, id: &LayerId, mount: &Mount, asked: bool) -> Result<PathBuf> {
-    if asked && held.count(&mount.target)? > 0 {
-        log::warn!("layer '{id}' is mounted already, and stays with the options that it has");
+/// The options that somebody asks for, as a mount has them.
+pub(super) fn asked(options: &MountOptions) -> Vec<String> {
+    let label = options.label.as_ref().map(|label| format!("context=\"{label}\""));
+    let read_only = options.read_only.then(|| "ro".to_owned());
+    options.extra.iter().cloned().chain(label).chain(read_only).collect()
+}
+
+/// Mounts a layer, or takes part in the mount that is there, if that has the options that were `asked` for.
+pub(super) fn take_part(
+    held: &Held,
+    id: &LayerId,
+    mount: &Mount,
+    asked: &[String],
+) -> Result<PathBuf> {
+    if mount.kind == Kind::Bind && asked.iter().any(|option| option != "ro") {
+        let why = "it is seen as its own directory, read-only, and can have no others";
+        return Err(Error::invalid(format!("options for layer '{id}'"), why));
+    }
+    if !asked.is_empty() {
+        if let Some(option) = held.lacks(&mount.target, asked)? {
+            let why = format!(
+                "layer '{id}' is mounted already, without it; leave it out, or unmount the layer first"
+            );
+            return Err(Error::invalid(format!("option '{option}'"), why));
+        }
     }
     held.mount(mount, &server())
 }

@@ -28,6 +28,9 @@ pub(super) struct Record {
     /// The kernel's numbers of the mount and its device: together they tell a mount from a later one at the same place.
     pub(super) mount: u64,
     pub(super) device: (u32, u32),
+    /// The options that it was made with; none where that was not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) options: Option<Vec<String>>,
 }
 
 impl Record {
@@ -41,6 +44,7 @@ impl Record {
             namespace: Namespace::ours(),
             mount: found.id,
             device: found.device,
+            options: None,
         }
     }
 
@@ -54,6 +58,7 @@ impl Record {
             namespace: Namespace::default(),
             mount: 0,
             device: (0, 0),
+            options: None,
         }
     }
 
