@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Context, Error, Result};
 use crate::layer::Belief;
 use crate::layer::apply::{Applied, Limits};
-use crate::mount::plan::{Kind, Mount};
+use crate::mount::plan::Mount;
 use crate::mount::table;
 pub use crate::quota::{Quota, Usage};
 pub use crate::sys::Ids;
@@ -124,7 +124,7 @@ pub struct Parts {
 /// How to see a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum View {
-    /// It is this directory.
+    /// It is this directory, which whoever has it may write.
     Path(PathBuf),
     /// It is what this mount shows at its target, which does not exist while nothing is mounted.
     Mount(Mount),
@@ -157,6 +157,11 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// The directory of a layer in it, whether there is one or not.
     fn place(&self, id: &LayerId) -> PathBuf {
         self.home().join(id.as_str())
+    }
+
+    /// Where mounts of a layer are seen, if it has any; told also where [`Driver::view`] cannot be.
+    fn target(&self, id: &LayerId) -> PathBuf {
+        self.place(id).join("merged")
     }
 
     /// Makes a layer on `parent`, empty or a copy of [`Create::template`]. The layer is there whole or not at all.
@@ -205,8 +210,7 @@ pub trait Driver: fmt::Debug + Send + Sync {
             return Err(Error::unsupported(format!("layer '{id}'"), why));
         }
         log::trace!("layer '{id}': {options:?} are for mounts of several layers");
-        let (kind, lowers) = (Kind::Bind, vec![own]);
-        Ok(Mount { kind, lowers, upper: None, options: Vec::new(), target })
+        Ok(Mount::bind(own, target))
     }
 
     /// How [`crate::layer`] finds what the layer adds to its parent.

@@ -108,7 +108,10 @@ impl Store {
             let found = self.at_rest(parent)?;
             match found.place {
                 // From now on its own directory is a lower one, without its work directory.
-                None => self.settle_names(parent)?,
+                None => {
+                    drop(self.hold_unwritten(parent)?);
+                    self.settle_names(parent)?;
+                }
                 Some(_) => self.may_show(&found)?,
             }
             seen.parent = Some(found);
@@ -146,6 +149,8 @@ impl Store {
         record.label.clone_from(&spec.label);
         record.options.clone_from(&spec.options);
         record.parent_store = seen.parent.as_ref().and_then(|parent| self.parent_store(parent));
+        // Before the lock, as everywhere: whoever mounts one of them may be at that for long.
+        let _held = self.hold_sources(parent, seen, spec)?;
         let _lock = self.lock()?;
         // The parent may have been filled or removed meanwhile; once there is a record on it, it cannot be.
         if let Some(parent) = parent {

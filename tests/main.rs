@@ -87,6 +87,7 @@ mod store_kit;
 mod store_layers;
 mod store_links;
 mod store_lost;
+mod store_shared;
 mod store_template;
 
 use std::path::Path;

@@ -262,14 +262,7 @@ impl Driver for Hardlink {
         let target = dir.join("merged");
         let (dir, root) = match self.shape(id)? {
             Shape::Image(root) if wanted.read_only || dir.join("shared").exists() => {
-                let (kind, options) = (Kind::Bind, Vec::new());
-                return Ok(View::Mount(Mount {
-                    kind,
-                    lowers: vec![root],
-                    upper: None,
-                    options,
-                    target,
-                }));
+                return Ok(View::Mount(Mount::bind(root, target)));
             }
             Shape::Image(root) => return Ok(View::Path(root)),
             Shape::Container { dir, root } => (dir, root),

@@ -167,10 +167,14 @@ impl Driver for Layered {
     }
 
     fn view(&self, id: &LayerId, options: &MountOptions) -> Result<View> {
-        if self.is_plain(id)? {
-            return Ok(View::Path(self.layout.parts(id)?.own));
-        }
         let read_only = options.read_only || self.layout.is_committed(id)?;
+        if self.is_plain(id)? {
+            let own = self.layout.parts(id)?.own;
+            return Ok(match read_only {
+                true => View::Mount(Mount::bind(own, self.layout.dir(id)?.join("merged"))),
+                false => View::Path(own),
+            });
+        }
         Ok(View::Mount(self.mount(id, options, read_only)?))
     }
 

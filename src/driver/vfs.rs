@@ -15,12 +15,15 @@ use crate::doctor::filesystem;
 use crate::error::{Context, Error, Result};
 use crate::layer::Belief;
 use crate::layer::apply::{Applied, Limits};
+use crate::mount::plan::Mount;
 use crate::quota::State;
 use crate::sys::{change, copy};
 
 pub(super) const NAME: &str = "vfs";
 /// Where its layers are in a store's root.
 const DIR: &str = "vfs/dir";
+/// Where in its home those are mounted that are only read.
+const MERGED: &str = "merged";
 
 /// Values of the option `vfs.xattrs`, ours and moby's.
 const LOSE_XATTRS: [&str; 2] = ["best-effort", "i_want_broken_containers"];
@@ -51,6 +54,12 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     };
     let home = config.root.join(NAME);
     let layers = Shelf::with_projects(config.root.join(DIR), "")?.synced(settings.sync);
+    let merged = home.join(MERGED);
+    match change::make_dirs(&merged, 0o700).on("create", &merged) {
+        // Needed to mount only; a store without room has to open, so that some can be made.
+        Err(error) if error.is_no_room() => log::debug!("{error}"),
+        other => other?,
+    }
     let backing = filesystem::name(&home);
     let limits = settings.limits;
     let additional = additional::roots(config, NAME, DIR)?.into_iter().map(reader).collect();
@@ -156,6 +165,10 @@ impl Driver for Vfs {
         self.layers.at(id)
     }
 
+    fn target(&self, id: &LayerId) -> PathBuf {
+        self.home.join(MERGED).join(id.as_str())
+    }
+
     fn create(&self, id: &LayerId, parent: Option<&LayerId>, spec: &Create) -> Result<()> {
         let limits = options::limits(spec, self.limits)?;
         self.check_limits(limits)?;
@@ -201,8 +214,12 @@ impl Driver for Vfs {
     }
 
     /// The directory, whatever the options are: nothing is mounted that could honour them.
-    fn view(&self, id: &LayerId, _options: &MountOptions) -> Result<View> {
-        Ok(View::Path(self.dir(id)?))
+    fn view(&self, id: &LayerId, options: &MountOptions) -> Result<View> {
+        let dir = self.dir(id)?;
+        Ok(match options.read_only {
+            true => View::Mount(Mount::bind(dir, self.target(id))),
+            false => View::Path(dir),
+        })
     }
 
     fn belief(&self) -> Belief {

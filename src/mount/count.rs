@@ -257,11 +257,6 @@ impl Held {
         Ok(self.current(target)?.map_or(0, |current| current.record.count))
     }
 
-    /// Where the mount is that is noted, for whoever cannot tell otherwise.
-    pub fn noted_target(&self) -> Result<Option<PathBuf>> {
-        Ok(self.noted()?.map(|noted| noted.target.0))
-    }
-
     fn write_used(&self, count: u64) -> Result<()> {
         if count == 0 {
             return self.remove(USED);

@@ -37,6 +37,13 @@ pub struct Mount {
     pub target: PathBuf,
 }
 
+impl Mount {
+    /// Shows a directory at the target too, read-only.
+    pub fn bind(dir: PathBuf, target: PathBuf) -> Mount {
+        Mount { kind: Kind::Bind, lowers: vec![dir], upper: None, options: Vec::new(), target }
+    }
+}
+
 /// Who shows a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -200,6 +207,18 @@ fn bind(mount: &Mount) -> Result<()> {
         return Err(Error::invalid("bind mount", "shows one directory"));
     };
     sys::bind_read_only(source, &mount.target).on("mount", &mount.target)
+}
+
+/// The directory that a layer is seen as, where the mount that was to show it read-only is one that nobody may make here.
+pub fn unmountable(mount: &Mount, error: &Error) -> Option<PathBuf> {
+    let refused = [sys::EPERM, sys::ENOSYS];
+    let own = mount.lowers.first().filter(|_| mount.kind == Kind::Bind)?;
+    match error {
+        Error::Io { source, .. } if refused.iter().any(|code| sys::is(source, *code)) => {
+            Some(own.clone())
+        }
+        _ => None,
+    }
 }
 
 fn serve_fuse(mount: &Mount, server: &Server, lock: Option<&File>) -> Result<()> {

@@ -34,6 +34,11 @@ pub struct MountPoint {
 }
 
 impl MountPoint {
+    /// Whether nothing can be written through it. These words come before all that has a value, and names may be values.
+    pub fn is_read_only(&self) -> bool {
+        self.options.split(',').take_while(|word| !word.contains('=')).any(|word| word == "ro")
+    }
+
     /// Whether a server of ours answers for it.
     pub fn is_ours(&self) -> bool {
         OUR_TYPES.contains(&self.kind.as_str()) || (self.kind == "fuse" && self.source == "plyfs")

@@ -3,9 +3,10 @@
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::{Found, Record, SPLIT, Store, changing, mounted};
+use super::{Found, Record, SPLIT, Store, changing};
 use crate::driver::{Create, Ids, LayerId};
 use crate::error::{Context, Error, Result};
+use crate::mount::count::Held;
 use crate::sys::change;
 
 /// What a layer is made from, as it was before its storage was made.
@@ -64,23 +65,29 @@ impl Store {
         if let Some(why) = misplaced(&record, seen.parent.as_ref(), &spec.ids) {
             return Err(Error::invalid(format!("template '{template}'"), why));
         }
-        self.refuse_written(template, &record)?;
+        drop(self.hold_unwritten(template)?);
         self.settle_names(template)?;
         Ok(record)
     }
 
-    /// What is changed while it is copied would be copied in part.
-    fn refuse_written(&self, template: &LayerId, record: &Record) -> Result<()> {
-        match record.read_only {
-            true => Ok(()),
-            false => match self.users(template)? {
-                0 => Ok(()),
-                users => Err(mounted(template, users)),
-            },
-        }
+    /// Keeps everybody from mounting what a layer is made from: what is changed meanwhile would be copied in part, and what
+    /// others lie on is changed no more.
+    pub(super) fn hold_sources(
+        &self,
+        parent: Option<&LayerId>,
+        seen: &Sources,
+        spec: &Create,
+    ) -> Result<Vec<Held>> {
+        let ours = seen.parent.as_ref().is_some_and(|found| found.place.is_none());
+        let mut ids: Vec<&LayerId> = parent.filter(|_| ours).into_iter().collect();
+        ids.extend(&spec.template);
+        // Whoever holds several does so in this order.
+        ids.sort();
+        ids.dedup();
+        ids.into_iter().map(|id| self.hold_unwritten(id)).collect()
     }
 
-    /// Notes what the new layer has from its template, which may have been filled, mounted or removed since it was `seen`.
+    /// Notes what the new layer has from its template, which may have been filled or removed since it was `seen`.
     pub(super) fn record_template(
         &self,
         record: &mut Record,
@@ -91,7 +98,6 @@ impl Store {
         if *seen != self.copyable_at_rest(template)? {
             return Err(changing(template));
         }
-        self.refuse_written(template, seen)?;
         record.template = Some(template.to_string());
         (record.uid_map, record.gid_map) = texts(&spec.ids);
         // What can be written, or has other owners, is not what the archive said.

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::pending::{Pending, Work};
-use super::{Found, Record, SPLIT, Store, changing};
+use super::{Found, Record, SPLIT, Store, changing, mounted};
 use crate::driver::{Diffing, LayerId, MountOptions, Parts, View};
 use crate::error::{Error, Result};
 use crate::layer::Belief;
@@ -17,7 +17,6 @@ use crate::layer::diff::{self, Spec};
 use crate::layer::split;
 use crate::mount::count::{Counts, Held};
 use crate::mount::plan::{self, Kind, Mount, Server};
-use crate::mount::table;
 
 impl Store {
     /// Mounts a layer, or takes part in the mount that is there. Returns where it is seen.
@@ -37,13 +36,35 @@ impl Store {
         let mut options = options.clone();
         options.read_only |= record.read_only;
         options.label = options.label.or(record.label);
-        match self.explained(&found, self.driver.view(id, &options))? {
-            View::Path(_) if !asked.is_empty() => {
-                let why = "it is seen as its own directory, without a mount that could have any";
-                Err(Error::invalid(format!("options for layer '{id}'"), why))
-            }
-            View::Path(path) => held.take().map(|()| path),
-            View::Mount(mount) => take_part(&held, id, &mount, &asked),
+        let mount = match self.explained(&found, self.driver.view(id, &options))? {
+            View::Path(path) => return self.give_out(id, &held, path, &asked),
+            View::Mount(mount) => mount,
+        };
+        match take_part(&held, id, &mount, &asked) {
+            Err(error) if record.read_only => match plan::unmountable(&mount, &error) {
+                Some(path) => self.give_out(id, &held, path, &asked),
+                None => Err(error),
+            },
+            other => other,
+        }
+    }
+
+    /// Gives a layer's own directory to one more user.
+    fn give_out(
+        &self,
+        id: &LayerId,
+        held: &Held,
+        path: PathBuf,
+        asked: &[String],
+    ) -> Result<PathBuf> {
+        if !asked.is_empty() {
+            let why = "it is seen as its own directory, without a mount that could have any";
+            return Err(Error::invalid(format!("options for layer '{id}'"), why));
+        }
+        // Made when the layer was not to be written: whoever has it is not to see that it is.
+        match held.count(&self.driver.target(id))? {
+            0 => held.take().map(|()| path),
+            users => Err(mounted(id, users)),
         }
     }
 
@@ -92,29 +113,17 @@ impl Store {
         }
     }
 
-    /// Where a layer is mounted, or would be; none where it is seen as its own directory. What is noted, and what is seen in
-    /// its directory, counts where something below it is lost.
+    /// Where a layer is mounted, or would be; none where it is seen as its own directory. Where something below it is lost, and
+    /// where it was mounted once and would not be now, that is where the mount is.
     fn target(&self, id: &LayerId, held: &Held) -> Result<Option<PathBuf>> {
         match self.driver.view(id, &MountOptions::default()) {
-            Ok(View::Path(_)) => Ok(None),
-            Ok(View::Mount(mount)) => Ok(Some(mount.target)),
-            Err(Error::Corrupt { .. } | Error::Invalid { .. }) => self.target_of_lost(id, held),
-            Err(_) if self.look(id).is_ok_and(|found| self.lost_below(&found).is_some()) => {
-                self.target_of_lost(id, held)
-            }
-            Err(error) => Err(error),
+            Ok(View::Mount(mount)) => return Ok(Some(mount.target)),
+            Ok(View::Path(_)) | Err(Error::Corrupt { .. } | Error::Invalid { .. }) => {}
+            Err(_) if self.look(id).is_ok_and(|found| self.lost_below(&found).is_some()) => {}
+            Err(error) => return Err(error),
         }
-    }
-
-    fn target_of_lost(&self, id: &LayerId, held: &Held) -> Result<Option<PathBuf>> {
-        if let Some(noted) = held.noted_target()? {
-            if held.count(&noted)? > 0 {
-                return Ok(Some(noted));
-            }
-        }
-        let Ok(dir) = self.driver.place(id).canonicalize() else { return Ok(None) };
-        let mounts = table::read()?.into_iter().rev();
-        Ok(mounts.map(|mount| mount.target).find(|target| target.starts_with(&dir)))
+        let target = self.driver.target(id);
+        Ok((held.count(&target)? > 0).then_some(target))
     }
 
     /// Makes a layer's own directory tell all names that a killed server has shown. One that is mounted stays as it is: its
@@ -150,6 +159,18 @@ impl Store {
         let target = self.target(id, &held)?;
         let mounted = target.map_or(Ok(0), |target| held.count(&target))?;
         Ok((held, used.saturating_add(mounted)))
+    }
+
+    /// The same of those who may write to it, and an error where there are any.
+    pub(super) fn hold_unwritten(&self, id: &LayerId) -> Result<Held> {
+        let record = self.get(id)?;
+        let held = self.counts()?.hold(id.as_str())?;
+        let mut users = held.used()?;
+        if !record.read_only {
+            let target = self.target(id, &held)?;
+            users = users.saturating_add(target.map_or(Ok(0), |target| held.writers(&target))?);
+        }
+        if users > 0 { Err(mounted(id, users)) } else { Ok(held) }
     }
 
     pub(super) fn counts(&self) -> Result<Counts> {

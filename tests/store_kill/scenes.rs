@@ -229,8 +229,7 @@ pub const ALL: &[Scene] = &[
     },
     Scene {
         name: "mount read-only",
-        // Elsewhere a layer without a parent is its own directory.
-        on: |play| play.own_driver() == "overlay",
+        on: always,
         prepare: NOTHING,
         words: |_| words(&["layer", "mount", "base"]),
         driver: Play::own_driver,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Current, Held};
+use super::{Current, Held, real, seen};
 use crate::error::Result;
 use crate::mount::plan::Mount;
 
@@ -19,6 +19,13 @@ impl Held {
             return Ok(None);
         };
         Ok(wanted.iter().find(|option| !has.contains(option)))
+    }
+
+    /// How many users the mount has; none of one through which nothing can be written.
+    pub fn writers(&self, target: &Path) -> Result<u64> {
+        let Some(Current { record, away }) = self.current(target)? else { return Ok(0) };
+        let found = if away.is_none() { seen(&real(target))? } else { None };
+        Ok(if found.is_some_and(|mount| mount.is_read_only()) { 0 } else { record.count })
     }
 }
 
