@@ -24,7 +24,7 @@ mod vfs;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
@@ -261,8 +261,11 @@ pub trait Driver: fmt::Debug + Send + Sync {
 }
 
 /// A layer with something mounted on it stays: deleting would reach what is mounted.
-fn refuse_mounted(dir: &Path, id: &LayerId) -> Result<()> {
-    let real = dir.canonicalize().on("resolve", dir)?;
+pub(crate) fn refuse_mounted(dir: &Path, id: &LayerId) -> Result<()> {
+    let real = match dir.canonicalize() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other.on("resolve", dir)?,
+    };
     match table::read()?.iter().find(|mount| mount.target.starts_with(&real)) {
         None => Ok(()),
         Some(mount) => Err(Error::InUse {

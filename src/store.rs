@@ -96,6 +96,11 @@ impl Store {
         if self.find(id)?.is_some() || self.driver.exists(id)? {
             return Err(Error::Exists { kind: "layer", name: id.to_string() });
         }
+        let place = self.driver.place(id);
+        if place.symlink_metadata().is_ok() {
+            let why = format!("{} is there, and is no layer of ours", place.display());
+            return Err(Error::invalid(format!("layer '{id}'"), why));
+        }
         // The name would not mean it any more.
         if let Ok(Some(hidden)) = self.theirs(id) {
             let users = self.users_theirs(&hidden).unwrap_or_default();
@@ -259,11 +264,19 @@ impl Store {
 
     /// Removes a layer that nothing is built on. When this returns the name is free.
     pub fn remove(&self, id: &LayerId) -> Result<()> {
-        let mut pending = self.begin(id)?;
+        let (mut pending, left) = Pending::begin(&self.pending(), id)?;
+        let undone = left.as_ref().map_or(Ok(()), |left| self.undo_left(id, left));
+        let is_whole = undone.is_ok();
+        // A layer that cannot be made empty again can still be removed.
+        if !left.is_some_and(|left| left.work == Work::Apply && self.keeper_of(&left).is_none()) {
+            undone?;
+        }
         let gone = match self.unrecord(id, &mut pending) {
             Ok(gone) => gone,
             Err(error) => {
-                pending.done()?;
+                if is_whole {
+                    pending.done()?;
+                }
                 return Err(error);
             }
         };
@@ -298,6 +311,7 @@ impl Store {
         if users > 0 {
             return Err(mounted(id, users));
         }
+        driver::refuse_mounted(&self.driver.place(id), id)?;
         pending.say(Work::Remove, self.driver.name())?;
         let (dir, gone) = (self.layers().join(id.as_str()), self.hidden());
         change::rename(&dir, &gone).on("rename", &dir)?;

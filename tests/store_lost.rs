@@ -123,6 +123,50 @@ fn work_of_another_driver_is_left_to_it(store: &driver_kit::Store) {
     store.does(&["layer", "rm", "half"]);
 }
 
+fn a_half_filled_layer_on_a_lost_one_is_removed(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    store.does(&["layer", "create", "--read-only", "--parent", "base", "half"]);
+    let pending = store.0.root().join("pending/half");
+    fs::write(&pending, format!("{} apply", store.0.driver.name())).unwrap();
+    fs::remove_dir_all(store.0.driver.place(&driver_kit::id("base"))).unwrap();
+    store.does(&["layer", "ls"]).complains("layer 'half': ");
+    assert!(pending.exists(), "it cannot be made empty without what it lies on");
+    for name in ["half", "base"] {
+        store.does(&["layer", "rm", name]);
+    }
+    store.does(&["check"]).says("0 layers, nothing wrong");
+    assert!(!pending.exists());
+}
+
+fn what_is_mounted_within_a_layer_keeps_it(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.does(&["layer", "create", "box"]);
+    let within = store.0.own("box").join("in");
+    fs::create_dir(&within).unwrap();
+    rustix::mount::mount_bind(store.0.sandbox.dir("other"), &within).unwrap();
+    let done = store.plyfs(&["layer", "rm", "box"]).exits(1);
+    let list = store.does(&["layer", "ls"]).stdout;
+    rustix::mount::unmount(&within, rustix::mount::UnmountFlags::DETACH).unwrap();
+    done.complains("layer 'box': in use by the mount at ");
+    assert!(list.contains("box"), "{list}");
+    store.does(&["layer", "rm", "box"]);
+}
+
+fn what_is_no_layer_is_left_alone(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let place = store.0.driver.place(&driver_kit::id("box"));
+    fs::create_dir(&place).unwrap();
+    fs::write(place.join("kept"), "of somebody else").unwrap();
+    if store.0.driver.name() != "vfs" {
+        store.plyfs(&["layer", "create", "box"]).exits(1).complains("is no layer of ours");
+    }
+    store.plyfs(&["layer", "rm", "box"]).exits(1).complains("layer 'box': not found");
+    assert_eq!(fs::read_to_string(place.join("kept")).unwrap(), "of somebody else");
+    fs::remove_dir_all(place).unwrap();
+    store.does(&["layer", "create", "box"]);
+}
+
 fn one_line_tells_that_there_is_nothing_to_unmount(store: &driver_kit::Store) {
     let store = Box_(store);
     let done = store.plyfs(&["layer", "umount", "none"]).exits(1);
@@ -142,5 +186,8 @@ every_driver! {
     repaired, a_repair_that_fails_ends_no_other;
     unreadable, an_unreadable_record_ends_no_check;
     pending, work_of_another_driver_is_left_to_it;
+    half_filled, a_half_filled_layer_on_a_lost_one_is_removed;
+    mounted_within, what_is_mounted_within_a_layer_keeps_it;
+    strangers, what_is_no_layer_is_left_alone;
     unknown, one_line_tells_that_there_is_nothing_to_unmount;
 }

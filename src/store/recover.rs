@@ -30,17 +30,19 @@ impl Store {
     /// Undoes or finishes what a crash left of the work on a layer, if it was our driver's: what another one has half made
     /// is not ours to know.
     pub(super) fn undo_left(&self, id: &LayerId, left: &Said) -> Result<()> {
-        match left.driver.as_deref() {
-            None => self.is_ours(id)?,
-            Some(name) if name == self.driver.name() => {}
-            Some(name) => {
-                let home = Registry::built_in().home(name).map(|home| self.root.join(home));
-                if home.as_deref() != Some(self.driver.home()) {
-                    return Err(self.kept_by(id, name));
-                }
-            }
+        match self.keeper_of(left) {
+            Some(name) => return Err(self.kept_by(id, name)),
+            None if left.driver.is_none() => self.is_ours(id)?,
+            None => {}
         }
         self.undo(id, left.work)
+    }
+
+    /// The driver whose work it is, if that is another one with another home.
+    pub(super) fn keeper_of<'a>(&self, left: &'a Said) -> Option<&'a str> {
+        let name = left.driver.as_deref().filter(|name| *name != self.driver.name())?;
+        let home = Registry::built_in().home(name).map(|home| self.root.join(home));
+        (home.as_deref() != Some(self.driver.home())).then_some(name)
     }
 
     /// Undoes or finishes work on a layer.
