@@ -62,6 +62,7 @@ impl Store {
             change::make_dirs(&dir, 0o700).on("create", &dir)?;
         }
         store.recover()?;
+        store.keep_spares();
         Ok(store)
     }
 
@@ -286,7 +287,17 @@ impl Store {
             log::debug!("remove {}: {error}", self.layers().join(gone).display());
         }
         self.remove_storage(id)?;
-        pending.done()
+        pending.done()?;
+        self.keep_spares();
+        Ok(())
+    }
+
+    /// What the next removal needs where there is no room.
+    fn keep_spares(&self) {
+        change::keep_spare(&self.root);
+        if let Err(error) = self.counts() {
+            log::debug!("{error}");
+        }
     }
 
     /// Removes what a layer without a record holds, and what is known of its mounts.

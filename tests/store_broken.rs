@@ -47,6 +47,34 @@ fn room_is_made_on_a_full_disk(store: &driver_kit::Store) {
     rustix::mount::unmount(&disk, UnmountFlags::DETACH).unwrap();
 }
 
+fn a_layer_is_removed_where_no_file_can_be_made(store: &driver_kit::Store) {
+    let (disk, run) = (store.sandbox.dir("disk"), store.sandbox.dir("run"));
+    let size = Some(c"size=50m,nr_inodes=400");
+    rustix::mount::mount("disk", &disk, "tmpfs", MountFlags::empty(), size).unwrap();
+    let plyfs = |words: &[&str]| {
+        let cmd = Cmd::plyfs().env("XDG_RUNTIME_DIR", &run).arg("--root").arg(disk.join("store"));
+        cmd.args(["--driver", store.driver.name()]).args(words)
+    };
+    let fill = || (0..).find(|n| fs::write(disk.join(format!("rest{n}")), "").is_err()).unwrap();
+    for name in ["kept", "one", "two"] {
+        plyfs(&["layer", "create", name]).succeeds();
+    }
+    for name in ["one", "two"] {
+        fill();
+        plyfs(&["layer", "ls"]).succeeds().says(name);
+        plyfs(&["layer", "create", "more"]).exits(1).complains("No space left");
+        plyfs(&["layer", "rm", name]).succeeds();
+        wait_until("room", || fs::write(disk.join("more"), "").is_ok());
+        fs::remove_file(disk.join("more")).unwrap();
+    }
+    for n in 0..400 {
+        fs::remove_file(disk.join(format!("rest{n}"))).unwrap_or_default();
+    }
+    plyfs(&["check"]).succeeds().says("1 layer, nothing wrong");
+    driver_kit::assert_no_mounts(&disk);
+    rustix::mount::unmount(&disk, UnmountFlags::DETACH).unwrap();
+}
+
 fn a_broken_record_stops_no_other_layer(store: &driver_kit::Store) {
     let store = Box_(store);
     store.fill("base", None, &tree(store.0));
@@ -122,6 +150,7 @@ fn what_cannot_be_deleted_is_told_as_it_is(store: &driver_kit::Store) {
 
 every_driver! {
     full_disk, room_is_made_on_a_full_disk;
+    no_inodes, a_layer_is_removed_where_no_file_can_be_made;
     broken_record, a_broken_record_stops_no_other_layer;
     immutable, what_cannot_be_deleted_is_told_as_it_is;
     strays, stray_files_are_passed_over;

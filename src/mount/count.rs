@@ -16,7 +16,7 @@ mod record;
 mod standing;
 
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -68,13 +68,23 @@ impl Counts {
     /// Opens the directory that holds them, made when it is missing. What it holds of another boot counts nothing.
     pub fn open(dir: &Path) -> Result<Counts> {
         change::make_dirs(dir, 0o700).on("create", dir)?;
+        change::keep_spare(dir);
         Ok(Counts(dir.to_path_buf()))
     }
 
     /// Keeps everybody from the counts of a layer: from mounting it, from taking mounts of it back. Waits for who does.
     pub fn hold(&self, name: &str) -> Result<Held> {
+        self.hold_by(name, change::open_or_create)
+    }
+
+    /// The same to remove it, also where there is no room for a lock.
+    pub fn hold_without_room(&self, name: &str) -> Result<Held> {
+        self.hold_by(name, |path| change::open_or_spend(path, &self.0))
+    }
+
+    fn hold_by(&self, name: &str, open: impl Fn(&Path) -> io::Result<File>) -> Result<Held> {
         loop {
-            if let Some(held) = self.lock(name, true)? {
+            if let Some(held) = self.lock(name, true, &open)? {
                 return Ok(held);
             }
         }
@@ -149,7 +159,11 @@ impl Counts {
             let name = name.to_str().unwrap_or_default();
             let left = [BEGUN, UNFINISHED].iter().find_map(|suffix| name.strip_suffix(suffix));
             let left = left.filter(|name| !name.is_empty() && !name.starts_with('.'));
-            if let Some(held) = left.map(|name| counts.lock(name, false)).transpose()?.flatten() {
+            if let Some(held) = left
+                .map(|name| counts.lock(name, false, change::open_or_create))
+                .transpose()?
+                .flatten()
+            {
                 held.settle()?;
             }
         }
@@ -157,10 +171,15 @@ impl Counts {
     }
 
     /// The lock goes with the file. Without `wait` it is nothing where somebody has it.
-    fn lock(&self, name: &str, wait: bool) -> Result<Option<Held>> {
+    fn lock(
+        &self,
+        name: &str,
+        wait: bool,
+        open: impl Fn(&Path) -> io::Result<File>,
+    ) -> Result<Option<Held>> {
         let path = at(&self.0, name, LOCK)?;
         loop {
-            let lock = change::open_or_create(&path).on("open", &path)?;
+            let lock = open(&path).on("open", &path)?;
             if !sys::lock_file(&lock, wait).on("lock", &path)? {
                 return Ok(None);
             }

@@ -138,7 +138,8 @@ impl Pending {
     fn lock(path: &Path, make: bool) -> Result<Option<Pending>> {
         loop {
             let file = match make {
-                true => change::open_or_create(path),
+                // A layer can be removed also where there is no room for this.
+                true => change::open_or_spend(path, spares(path)),
                 false => File::options().read(true).write(true).open(path),
             };
             let file = match file {
@@ -159,6 +160,11 @@ impl Pending {
     pub(super) fn done(self) -> Result<()> {
         change::remove_file(&self.path).on("remove", &self.path)
     }
+}
+
+/// Where a file is kept for when none can be made: the root of the store.
+fn spares(path: &Path) -> &Path {
+    path.parent().and_then(Path::parent).unwrap_or(path)
 }
 
 fn said(mut file: &File) -> io::Result<Option<Said>> {

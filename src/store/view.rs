@@ -151,7 +151,7 @@ impl Store {
     /// nobody has.
     pub(super) fn hold(&self, id: &LayerId) -> Result<(Held, u64)> {
         self.is_there(id)?;
-        let held = self.counts()?.hold(id.as_str())?;
+        let held = self.counts()?.hold_without_room(id.as_str())?;
         if !self.driver.exists(id)? {
             return Ok((held, 0));
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use plyfs_fuse::sys::fault;
 
-use super::publish::sync_dir;
+use super::publish::{rename_new, sync_dir};
 
 /// Something that no call of this room does is about to change.
 pub fn point() -> io::Result<()> {
@@ -93,6 +93,29 @@ pub fn open_or_create(path: &Path) -> io::Result<File> {
     }
     point()?;
     options.create(true).truncate(false).open(path)
+}
+
+/// What an empty file is called that is kept for when none can be made: to give it another name takes no room.
+const SPARE: &str = ".spare";
+
+/// The same as [`open_or_create`]; where there is no room for a file, the one that is kept in the directory `spare` becomes it.
+pub fn open_or_spend(path: &Path, spare: &Path) -> io::Result<File> {
+    match open_or_create(path) {
+        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            match rename_new(&spare.join(SPARE), path) {
+                Err(refused) if refused.kind() != ErrorKind::AlreadyExists => Err(error),
+                _ => open_or_create(path),
+            }
+        }
+        other => other,
+    }
+}
+
+/// Keeps such a file in a directory, if there is room for one.
+pub fn keep_spare(dir: &Path) {
+    if let Err(error) = open_or_create(&dir.join(SPARE)) {
+        log::debug!("create {}: {error}", dir.join(SPARE).display());
+    }
 }
 
 /// Writes all of `bytes`.
