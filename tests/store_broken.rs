@@ -103,7 +103,8 @@ fn stray_files_are_passed_over(store: &driver_kit::Store) {
     for place in &places {
         fs::write(place.join("README"), "of somebody else").unwrap();
     }
-    store.does(&["check"]).says("1 layer, nothing wrong");
+    fs::create_dir(store.0.root().join("pending/stray")).unwrap();
+    store.does(&["check"]).says("1 layer, nothing wrong").complains("layer 'stray': ");
     store.does(&["prune"]).says("0 layers removed");
     store.does(&["layer", "create", "--parent", "base", "box"]);
     assert!(places.iter().all(|place| place.join("README").exists()));

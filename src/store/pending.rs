@@ -124,11 +124,17 @@ impl Pending {
             let path = entry.on("list", dir)?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let Ok(id) = LayerId::new(name) else { continue };
-            let Some(mut pending) = Pending::lock(&path, false)? else { continue };
-            match pending.said()? {
-                Some(said) => left.push((id, said, pending)),
+            let found = Pending::lock(&path, false).and_then(|pending| match pending {
+                Some(mut pending) => pending.said().map(|said| Some((said, pending))),
+                None => Ok(None),
+            });
+            match found {
+                Ok(Some((Some(said), pending))) => left.push((id, said, pending)),
                 // The crash came before anything was begun.
-                None => pending.done()?,
+                Ok(Some((None, pending))) => pending.done()?,
+                Ok(None) => {}
+                // What cannot be read as one keeps nobody from other layers.
+                Err(error) => log::warn!("layer '{id}': {error}; the next start tries again"),
             }
         }
         Ok(left)
