@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use plyfs::mount::count::Counts;
 
+use crate::common::cmd::Cmd;
+use crate::common::sandbox::Sandbox;
 use crate::driver_kit;
-use crate::every_driver;
 use crate::store_kit::{Box_, tree};
+use crate::{every_driver, needs};
 
 /// Where a layer is after it has been mounted.
 fn mounted(store: &Box_<'_>, name: &str) -> PathBuf {
@@ -139,4 +141,42 @@ every_driver! {
     parents, no_layer_lies_on_one_that_somebody_writes;
     costs, each_further_user_costs_the_same;
     waiting, who_waits_for_a_template_keeps_nobody_from_other_layers;
+}
+
+/// An ordinary user without a namespace of his own.
+#[test]
+fn who_may_not_mount_is_given_the_directory_and_keeps_others_off() {
+    needs!(Root);
+    let sandbox = Sandbox::new();
+    let home = sandbox.dir("home");
+    std::os::unix::fs::chown(&home, Some(54321), Some(54321)).unwrap();
+    fs::write(home.join("a"), "one\n").unwrap();
+    let plyfs = |words: &[&str]| {
+        let user =
+            ["--reuid=54321", "--regid=54321", "--clear-groups", env!("CARGO_BIN_EXE_plyfs")];
+        let cmd = Cmd::new("setpriv").args(user).cwd(&home).arg("--root").arg(home.join("store"));
+        cmd.args(["--driver", "vfs"]).args(words)
+    };
+    Cmd::new("tar")
+        .cwd(&home)
+        .args(["-cf", "base.tar", "--owner=54321", "--group=54321", "a"])
+        .succeeds();
+    for name in ["base", "empty"] {
+        plyfs(&["layer", "create", "--read-only", name]).succeeds();
+    }
+    plyfs(&["layer", "apply", "base", "base.tar"]).succeeds();
+    for name in ["base", "empty"] {
+        let at = plyfs(&["layer", "mount", name]).succeeds().stdout;
+        assert!(Path::new(at.trim_end()).is_dir(), "{at}");
+    }
+    let create = ["layer", "create", "--parent", "base", "box"];
+    plyfs(&create).exits(1).complains("layer 'base': in use by its mount, 1 times");
+    plyfs(&["layer", "create", "--template", "base", "copy"]).exits(1).complains("'base': in use");
+    plyfs(&["layer", "apply", "empty", "base.tar"]).exits(1).complains("'empty': in use");
+    for name in ["base", "empty"] {
+        plyfs(&["layer", "umount", name]).succeeds();
+    }
+    plyfs(&create).succeeds();
+    plyfs(&["layer", "apply", "empty", "base.tar"]).succeeds();
+    plyfs(&["check"]).succeeds().says("3 layers, nothing wrong");
 }
