@@ -7,6 +7,7 @@
 
 pub mod changes;
 pub mod check;
+mod dedup;
 pub mod diff;
 pub mod doctor;
 pub mod driver;

@@ -9,6 +9,7 @@ mod archive;
 pub mod changes;
 pub mod compare;
 pub mod compression;
+pub mod dedup;
 pub mod diff;
 mod marks;
 mod output;

@@ -15,6 +15,7 @@
 
 mod additional;
 mod check;
+mod dedup;
 mod marks;
 mod pending;
 mod record;
@@ -38,6 +39,7 @@ use crate::mount::count::Counts;
 use crate::sys::{change, trash};
 pub use additional::{Found, Listed};
 pub use check::{Checked, Problem, Pruned};
+pub use dedup::Deduped;
 use pending::{Pending, Work};
 pub use record::{Content, ParentStore, Record};
 use template::Sources;

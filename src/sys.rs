@@ -12,6 +12,7 @@ pub mod probe;
 mod process;
 pub mod publish;
 pub mod quota;
+pub mod share;
 mod signal;
 pub mod trash;
 pub mod tree;
@@ -31,8 +32,8 @@ pub use process::{
 pub use signal::{block_signals, next_signal, unblock_signals};
 
 pub use libc::{
-    CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, EACCES, EBUSY, ECHILD, EINVAL, ENOSYS,
-    EPERM, SIGCHLD, SIGKILL, SIGTERM,
+    CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, EACCES, EBUSY, ECHILD, EINVAL, ELOOP,
+    ENOENT, ENOSYS, ENOTDIR, ENXIO, EPERM, ESTALE, SIGCHLD, SIGKILL, SIGTERM,
 };
 
 use std::io;

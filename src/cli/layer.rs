@@ -23,6 +23,7 @@ Examples:
   plyfs layer create --template box again         another one like it, with the same content
   plyfs layer changes box                         what it adds, changes and deletes
   plyfs layer diff box -o box.tar                 the same as an image layer
+  plyfs layer dedup                               let files of the same content share their blocks
   plyfs layer quota box --size 10G                limit what it holds; without options: print limits and use
   plyfs layer umount box && plyfs layer rm box";
 
@@ -101,6 +102,7 @@ enum Verb {
         /// Its name
         id: String,
     },
+    Dedup(super::dedup::Args),
     /// Print everything that is known of a layer, as JSON
     Inspect {
         /// Its name
@@ -189,6 +191,7 @@ fn work(args: &Args, state: &StateArgs) -> Result<u8> {
             let options = given.map(|(key, value)| (key.to_owned(), value.clone())).collect();
             quota(&store, &LayerId::new(id)?, &options, state.json)?;
         }
+        Verb::Dedup(args) => return super::dedup::run(&store, args, state.json),
         Verb::Inspect { id } => inspect(&store, &LayerId::new(id)?)?,
         Verb::Ls => list(&store, state.json)?,
     }

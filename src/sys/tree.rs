@@ -170,18 +170,24 @@ pub fn find(dir: impl AsFd, name: &OsStr) -> io::Result<Option<Stat>> {
 
 /// All names in a directory but `.` and `..`, in the filesystem's order.
 pub fn list(dir: impl AsFd) -> io::Result<Vec<OsString>> {
+    let mut names = Vec::new();
+    each(dir, |name| names.push(name.to_owned()))?;
+    Ok(names)
+}
+
+/// The same one by one: however many there are, they take no memory.
+pub fn each(dir: impl AsFd, mut look: impl FnMut(&OsStr)) -> io::Result<()> {
     let fd = open_name(dir.as_fd(), OsStr::new("."), OFlags::RDONLY | OFlags::DIRECTORY)?;
     let mut buffer: Vec<MaybeUninit<u8>> = vec![MaybeUninit::uninit(); 32 * 1024];
     let mut entries = rustix::fs::RawDir::new(fd, &mut buffer);
-    let mut names = Vec::new();
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(OsStr::from_bytes(name).to_owned());
+            look(OsStr::from_bytes(name));
         }
     }
-    Ok(names)
+    Ok(())
 }
 
 /// What a symlink says.
