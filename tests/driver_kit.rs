@@ -22,7 +22,7 @@ pub struct Store {
 }
 
 /// Who may, beside root or an ordinary user: what the drivers themselves cannot do without.
-fn needed(driver: &str) -> &'static [Need] {
+pub fn needed(driver: &str) -> &'static [Need] {
     match driver {
         "overlay2" | "overlay" => &[Need::KernelOverlay],
         "fuse-overlay" => &[Need::Fuse],

@@ -392,3 +392,20 @@ fn limits_are_told_by_the_command_line() {
         store.plyfs(&fixed).exits(1).complains("a read-only layer has no limits");
     });
 }
+
+#[test]
+fn shared_blocks_count_in_each_layer() {
+    disk::with(crate::this_test!(), "xfs", "vfs", |lab| {
+        let store = Box_(&lab.store);
+        for name in ["a", "b"] {
+            store.does(&["layer", "create", "--opt", "size=16m", name]);
+            put(store.0.own(name).join("file"), STEP).unwrap();
+        }
+        let usage = || ["a", "b"].map(|name| store.0.driver.usage(&id(name)).unwrap());
+        let before = usage();
+        store.does(&["layer", "dedup"]).says("1 share their blocks now");
+        rustix::fs::syncfs(File::open(store.0.root()).unwrap()).unwrap();
+        assert_eq!(usage(), before);
+        lab.see("b", |root| refused(put(root.join("more"), 2 * STEP)));
+    });
+}

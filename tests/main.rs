@@ -82,6 +82,7 @@ mod store_belief;
 mod store_broken;
 mod store_check;
 mod store_contract;
+mod store_dedup;
 mod store_kill;
 mod store_kit;
 mod store_layers;

@@ -19,6 +19,7 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use super::model::Who;
@@ -38,13 +39,18 @@ pub fn inside() -> bool {
 /// Runs the test inside and returns true when it passed; returns false to the process inside, which
 /// then has to do the test.
 pub fn run(test: &str) -> bool {
+    run_in(test, &super::sandbox::base())
+}
+
+/// The same with the test's sandbox in a directory.
+pub fn run_in(test: &str, dir: &Path) -> bool {
     if inside() {
         return false;
     }
     let base = tempfile::Builder::new()
         .prefix("plyfs-rootless.")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .tempdir_in(super::sandbox::base())
+        .tempdir_in(dir)
         .unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--nocapture", "--test-threads=1"]);

@@ -40,7 +40,8 @@ impl Sandbox {
         }
     }
 
-    fn beneath(base: &Path) -> Sandbox {
+    /// A fresh sandbox in a directory.
+    pub fn beneath(base: &Path) -> Sandbox {
         let dir = tempfile::Builder::new()
             .prefix("plyfs-test.")
             .permissions(Permissions::from_mode(0o755))
