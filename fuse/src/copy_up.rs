@@ -221,6 +221,9 @@ impl Overlay {
     /// Builds the twin; true when it is a metacopy.
     fn build(&self, twin: &Twin<'_>, source: &Source, depth: Depth) -> io::Result<bool> {
         let ((dir, name), stat) = (twin.place(), &source.stat);
+        if self.options.hides_owner(stat.uid, stat.gid) {
+            return Err(io::Error::from_raw_os_error(sys::EOVERFLOW));
+        }
         let mut metacopy = false;
         match stat.kind() {
             sys::S_IFREG => metacopy = self.build_file(twin, source, depth)?,

@@ -21,6 +21,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::owner::OVERFLOW_ID;
 pub use idmap::{IdMap, IdRange};
 
 /// How long names and attributes are cached when nothing else was asked for: for ever in
@@ -54,6 +55,10 @@ pub struct Options {
     pub uid_map: IdMap,
     /// Group ids on disk and as presented.
     pub gid_map: IdMap,
+    /// User ids of lower layers on disk and as the overlay sees them; what is in the upper layer is as it is.
+    pub lower_uid_map: IdMap,
+    /// The same of groups.
+    pub lower_gid_map: IdMap,
     /// Everything is presented as owned by this user.
     pub squash_uid: Option<u32>,
     /// Everything is presented as owned by this group.
@@ -298,6 +303,15 @@ impl Options {
     }
 }
 
+impl Options {
+    /// Whether this owner of a lower object, as it is seen, is nobody because the map of lower layers does not name who it
+    /// is: there is nothing that a copy could be given. EOVERFLOW, as with the kernel's overlay.
+    pub(crate) fn hides_owner(&self, uid: u32, gid: u32) -> bool {
+        let hides = |map: &IdMap, id| id == OVERFLOW_ID && map.to_disk(id).is_none();
+        hides(&self.lower_uid_map, uid) || hides(&self.lower_gid_map, gid)
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Options {
@@ -313,6 +327,8 @@ impl Default for Options {
             whiteouts: Whiteouts::Auto,
             uid_map: IdMap::default(),
             gid_map: IdMap::default(),
+            lower_uid_map: IdMap::default(),
+            lower_gid_map: IdMap::default(),
             squash_uid: None,
             squash_gid: None,
             squash_unmapped: None,

@@ -123,12 +123,16 @@ impl Stack {
                 open_to_mounts.push((stat.dev, stat.ino));
             }
         }
+        let owners = owners(options)?;
         let mut layers = Vec::with_capacity(options.lowers.len() + options.data_lowers.len());
         for path in options.lowers.iter().chain(&options.data_lowers) {
             let root = sys::open_root(path).on("open lower directory", path)?;
             add_filesystem(numbers, root.as_fd()).on("stat lower directory", path)?;
             let stat = sys::fstat(&root).on("stat lower directory", path)?;
-            let (root, copied) = detach(root, path);
+            let (root, copied) = match &owners {
+                Some(owners) => (owners.show(&root, true).on(MAPPED, path)?, true),
+                None => detach(root, path),
+            };
             if !copied {
                 open_to_mounts.push((stat.dev, stat.ino));
             }
@@ -140,6 +144,19 @@ impl Stack {
         };
         Ok(Stack { upper, layers, visible: options.lowers.len(), open_to_mounts, space })
     }
+}
+
+/// What is tried where lower layers have a map of their own.
+const MAPPED: &str = "show with other ids the lower directory";
+
+/// The map of the lower layers' ids, if they have one: what is below the upper layer is seen, and copied, with it.
+fn owners(options: &Options) -> Result<Option<sys::Owners>> {
+    let (users, groups) = (&options.lower_uid_map, &options.lower_gid_map);
+    if users.is_empty() && groups.is_empty() {
+        return Ok(None);
+    }
+    let first = options.lowers.first().cloned().unwrap_or_default();
+    sys::Owners::new(users, groups).map(Some).on(MAPPED, first)
 }
 
 fn add_filesystem(numbers: &Numbers, root: BorrowedFd<'_>) -> io::Result<()> {

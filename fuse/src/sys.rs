@@ -11,6 +11,7 @@ mod data;
 pub mod fault;
 mod fs;
 mod handle;
+mod idmap;
 mod layer;
 mod pipe;
 mod process;
@@ -29,6 +30,7 @@ pub use fs::{
     set_times, stat, symlink, syncfs, unlink,
 };
 pub use handle::{FileHandle, file_handle, fs_uuid};
+pub use idmap::Owners;
 pub use layer::{clone_tree, lock_dir, mount_fuse, open_device, open_root, unmount_lazily};
 pub use pipe::Pipe;
 pub use process::{

@@ -21,8 +21,8 @@ Examples:
 Options are those of the kernel's overlay and of fuse-overlayfs: lowerdir (top first, \\: is a
 colon, :: starts data-only layers), upperdir, workdir (on the same filesystem as upperdir),
 userxattr, redirect_dir=on|off|auto|copy, metacopy=on|off, volatile, fsync=0|1, timeout=SECONDS (0 shows
-changes made to the layers from outside), uidmapping, gidmapping, squash_to_root,
-squash_to_uid, squash_to_gid, xattr_permissions=0|1|2, io=auto|handleless|passthrough|handles,
+changes made to the layers from outside), uidmapping, gidmapping, lower_uidmapping and
+lower_gidmapping (of lower layers alone, as root), squash_to_root, squash_to_uid, squash_to_gid, xattr_permissions=0|1|2, io=auto|handleless|passthrough|handles,
 static_nlink, noacl, noxattrs,
 transport=auto|ring|classic (ring: FUSE over io_uring or no mount; auto: where it is offered), ro,
 allow_other, and the usual words of mount(8). -o remount changes ro, nosuid, nodev, noexec, noatime and

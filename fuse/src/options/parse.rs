@@ -110,6 +110,8 @@ impl Parser {
         match item.name.as_str() {
             "uidmapping" => options.uid_map = item.map()?,
             "gidmapping" => options.gid_map = item.map()?,
+            "lower_uidmapping" => options.lower_uid_map = item.map()?,
+            "lower_gidmapping" => options.lower_gid_map = item.map()?,
             "squash_to_root" => self.squash_to_root = item.flag()?,
             "squash_to_uid" => options.squash_uid = Some(item.id()?),
             "squash_to_gid" => options.squash_gid = Some(item.id()?),

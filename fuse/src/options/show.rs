@@ -101,8 +101,14 @@ impl List {
     }
 
     fn owners(&mut self, options: &Options) {
-        self.shown("uidmapping", Some(&options.uid_map).filter(|map| !map.is_empty()));
-        self.shown("gidmapping", Some(&options.gid_map).filter(|map| !map.is_empty()));
+        for (name, map) in [
+            ("uidmapping", &options.uid_map),
+            ("gidmapping", &options.gid_map),
+            ("lower_uidmapping", &options.lower_uid_map),
+            ("lower_gidmapping", &options.lower_gid_map),
+        ] {
+            self.shown(name, Some(map).filter(|map| !map.is_empty()));
+        }
         self.shown("squash_to_uid", options.squash_uid);
         self.shown("squash_to_gid", options.squash_gid);
         self.shown("squash_unmapped", options.squash_unmapped);

@@ -344,6 +344,8 @@ fn random_options(random: &mut Random) -> Options {
         ]),
         uid_map: random.map(),
         gid_map: random.map(),
+        lower_uid_map: random.map(),
+        lower_gid_map: random.map(),
         squash_uid: random.maybe(Random::number),
         squash_gid: random.maybe(Random::number),
         squash_unmapped: random.maybe(Random::number),

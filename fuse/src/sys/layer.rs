@@ -33,15 +33,17 @@ pub fn clone_tree(dir: impl AsFd, read_only: bool) -> io::Result<OwnedFd> {
         | OpenTreeFlags::AT_EMPTY_PATH
         | OpenTreeFlags::AT_RECURSIVE;
     let tree = rustix::mount::open_tree(dir, "", flags)?;
-    set_mount_attributes(&tree, 0, libc::MS_PRIVATE)?;
-    if read_only && set_mount_attributes(&tree, libc::MOUNT_ATTR_RDONLY, 0).is_err() {
+    let none = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let private = libc::mount_attr { propagation: libc::MS_PRIVATE, ..none };
+    set_mount_attributes(&tree, private)?;
+    let closed = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, ..none };
+    if read_only && set_mount_attributes(&tree, closed).is_err() {
         log::debug!("layer cannot be made read-only; it is only ever opened for reading");
     }
     Ok(tree)
 }
 
-fn set_mount_attributes(tree: &OwnedFd, set: u64, propagation: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+pub(super) fn set_mount_attributes(tree: &OwnedFd, attributes: libc::mount_attr) -> io::Result<()> {
     // SAFETY: the path is a static C string and `attributes` lives across the call, which reads
     // exactly its size.
     let result = unsafe {
