@@ -110,6 +110,9 @@ pub struct MountOptions {
     pub read_only: bool,
     /// What is written need not survive a crash of the machine.
     pub volatile: bool,
+    /// The ids that it is seen with, in the place of those on disk. They are those of the layers below where a layer's changes go to a
+    /// directory of its own: what that holds is stored as it is seen.
+    pub ids: Ids,
 }
 
 /// The directories that make a layer up.
@@ -209,8 +212,8 @@ pub trait Driver: fmt::Debug + Send + Sync {
             let why = format!("driver {} cannot show it elsewhere", self.name());
             return Err(Error::unsupported(format!("layer '{id}'"), why));
         }
-        log::trace!("layer '{id}': {options:?} are for mounts of several layers");
-        Ok(Mount::bind(own, target))
+        log::trace!("layer '{id}': of {options:?} only the ids are for mounts of one directory");
+        Ok(Mount::bind(own, &options.ids, target))
     }
 
     /// How [`crate::layer`] finds what the layer adds to its parent.

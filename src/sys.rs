@@ -22,7 +22,7 @@ pub use ids::Ids;
 pub use lock::lock_file;
 pub use mount::{
     NewFlags, bind, bind_read_only, bind_recursive, make_private, make_read_only, mount_empty,
-    mount_proc, mount_scratch, pivot_root, remount, set_hostname, unmount, unshare,
+    mount_places, mount_proc, mount_scratch, pivot_root, remount, set_hostname, unmount, unshare,
 };
 pub use process::{
     Child, Ended, Other, Usage, close_inherited, close_stdio, exit_with_parent, fork, inherited,
@@ -33,7 +33,7 @@ pub use signal::{block_signals, next_signal, unblock_signals};
 
 pub use libc::{
     CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, EACCES, EBUSY, ECHILD, EINVAL, ELOOP,
-    ENOENT, ENOSYS, ENOTDIR, ENXIO, EPERM, ESTALE, SIGCHLD, SIGKILL, SIGTERM,
+    ENOENT, ENOSPC, ENOSYS, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, ESTALE, SIGCHLD, SIGKILL, SIGTERM,
 };
 
 use std::io;

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::Driver;
 use super::layered::{HOME, Layered, Trial, try_with_room};
 use super::layout::Layout;
-use super::options::{Config, refuse_backing, told, told_shifting};
+use super::options::{Config, refuse_backing, told};
 use super::overlay2::uses_user;
 use crate::doctor::{filesystem, namespace};
 use crate::error::{Context, Error, Result};
@@ -48,7 +48,6 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         ("Backing Filesystem", filesystem::name(&config.root)),
         ("Supports d_type", typed.to_string()),
         ("Native Overlay Diff", true.to_string()),
-        ("Supports shifting", told_shifting()),
         ("Owners kept in attributes", records.to_string()),
         ("Sync", settings.sync.word().to_string()),
         ("Quota", told(layout.projects(), "bytes and inodes, kept by the mount")),

@@ -262,7 +262,7 @@ impl Driver for Hardlink {
         let target = dir.join("merged");
         let (dir, root) = match self.shape(id)? {
             Shape::Image(root) if wanted.read_only || dir.join("shared").exists() => {
-                return Ok(View::Mount(Mount::bind(root, target)));
+                return Ok(View::Mount(Mount::bind(root, &wanted.ids, target)));
             }
             Shape::Image(root) => return Ok(View::Path(root)),
             Shape::Container { dir, root } => (dir, root),
@@ -278,7 +278,8 @@ impl Driver for Hardlink {
             true => (vec![own, root], None),
             false => (vec![root], Some((own, dir.join("work")))),
         };
-        Ok(View::Mount(Mount { kind: Kind::Overlay, lowers, upper, options, target }))
+        let (kind, ids) = (Kind::Overlay, wanted.ids.clone());
+        Ok(View::Mount(Mount { kind, lowers, upper, options, ids, target }))
     }
 
     fn belief(&self) -> Belief {
@@ -367,10 +368,11 @@ impl Driver for Hardlink {
     }
 
     fn status(&self) -> Vec<(&'static str, String)> {
+        let shifting = overlay2::try_ids(self.layers.dir(), &self.mount);
         vec![
             ("Backing Filesystem", self.backing.clone()),
             ("Supports d_type", true.to_string()),
-            ("Supports shifting", options::told_shifting()),
+            ("Supports shifting", options::told_shifting(shifting)),
             ("Sync", self.layers.sync().word().to_owned()),
             ("Quota", "refused: files are shared between layers".to_owned()),
         ]

@@ -9,7 +9,7 @@ use super::layout::{self, FRESH, Layout};
 use super::options::Config;
 use super::{
     Additional, Create, Diffing, Driver, FileGetter, LayerId, MountOptions, Parts, Quota, Usage,
-    View, additional, options,
+    View, additional, options, overlay2,
 };
 use crate::error::{Context, Error, Result};
 use crate::layer::Belief;
@@ -77,7 +77,8 @@ impl Layered {
             wanted.label.clone().map_or_else(|| self.layout.label(id), |own| Ok(Some(own)))?;
         options.extend(label.map(|label| format!("context=\"{label}\"")));
         let upper = (!read_only).then(|| (own, dir.join("work")));
-        Ok(Mount { kind: self.kind, lowers, upper, options, target: dir.join("merged") })
+        let (ids, target) = (wanted.ids.clone(), dir.join("merged"));
+        Ok(Mount { kind: self.kind, lowers, upper, options, ids, target })
     }
 
     /// A layer that has no parent is its own directory, unless only a mount shows what it holds, or holds everybody to its
@@ -171,7 +172,9 @@ impl Driver for Layered {
         if self.is_plain(id)? {
             let own = self.layout.parts(id)?.own;
             return Ok(match read_only {
-                true => View::Mount(Mount::bind(own, self.layout.dir(id)?.join("merged"))),
+                true => {
+                    View::Mount(Mount::bind(own, &options.ids, self.layout.dir(id)?.join("merged")))
+                }
                 false => View::Path(own),
             });
         }
@@ -298,7 +301,12 @@ impl Driver for Layered {
     }
 
     fn status(&self) -> Vec<(&'static str, String)> {
-        self.facts.clone()
+        let mounts = match self.kind {
+            Kind::Overlay => overlay2::try_ids(self.layout.home(), &self.mount),
+            _ => plan::try_ids(self.layout.home(), &options::one_id()),
+        };
+        let shifting = ("Supports shifting", options::told_shifting(mounts));
+        self.facts.iter().cloned().chain([shifting]).collect()
     }
 
     fn sweep(&self) -> Result<Vec<String>> {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use plyfs_fuse::options::IdMap;
+
 use super::additional::Wanted;
 use super::{Create, Ids, LayerId, Quota, Usage};
 use crate::doctor::filesystem;
@@ -196,12 +198,26 @@ pub(super) fn ids(spec: &Create) -> Result<Option<&Ids>> {
     }
 }
 
-/// What a status says of layers with other ids.
-pub(super) fn told_shifting() -> String {
+/// What a status says of layers with other ids: whether mounts can show them, and copies have them.
+pub(super) fn told_shifting(mounts: Result<()>) -> String {
+    let why = match mounts {
+        Ok(()) => return true.to_string(),
+        // What can be done instead is said already.
+        Err(Error::Unsupported { reason, .. }) => {
+            reason.split_once(';').map_or(reason.clone(), |(why, _)| why.to_owned())
+        }
+        Err(error) => error.to_string(),
+    };
     match super::can_set_owners() {
-        true => "by copies of a template".to_owned(),
+        true => format!("by copies of a template (mounts: {why})"),
         false => format!("none ({NO_IDS})"),
     }
+}
+
+/// Other ids, to try them.
+pub(super) fn one_id() -> Ids {
+    let map = |text| IdMap::parse(text).unwrap_or_default();
+    Ids { users: map("0:1:1"), groups: map("0:1:1") }
 }
 
 /// Whether a new layer that begins as a copy of `what` keeps its limits.

@@ -1,11 +1,12 @@
 //! The kernel's overlay on the overlay format.
 
 use std::io::ErrorKind;
+use std::path::Path;
 
-use super::Driver;
 use super::layered::{HOME, Layered, Trial, module_says, try_with_room};
 use super::layout::Layout;
-use super::options::{Config, refuse_backing, told, told_shifting};
+use super::options::{Config, one_id, refuse_backing, told};
+use super::{Driver, Ids};
 use crate::doctor::{filesystem, overlay};
 use crate::error::{Context, Error, Result};
 use crate::layer::Belief;
@@ -50,7 +51,6 @@ pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
         ("Supports d_type", typed.to_string()),
         ("Using metacopy", metacopy.to_string()),
         ("Native Overlay Diff", true.to_string()),
-        ("Supports shifting", told_shifting()),
         ("userxattr", user.to_string()),
         ("Sync", settings.sync.word().to_string()),
         ("Quota", told(layout.projects(), "none")),
@@ -79,6 +79,26 @@ pub(super) fn uses_user(mount: &[String]) -> bool {
     mount.iter().any(|option| option == "userxattr")
 }
 
+/// Whether its mounts can show lower layers with other ids: tried in the root of the store that a home is in.
+pub(super) fn try_ids(home: &Path, options: &[String]) -> Result<()> {
+    let trial = Trial::new(home.parent().unwrap_or(home))?;
+    let dir = trial.path();
+    overlay::make_layers(dir).on("write", dir)?;
+    plan::trial(&Mount { ids: one_id(), ..mount(dir, options) }).map(drop)
+}
+
+/// A mount of layers that are tried.
+fn mount(dir: &Path, options: &[String]) -> Mount {
+    Mount {
+        kind: Kind::Overlay,
+        lowers: vec![dir.join("lower")],
+        upper: Some((dir.join("upper"), dir.join("work"))),
+        options: options.to_vec(),
+        ids: Ids::default(),
+        target: dir.join("merged"),
+    }
+}
+
 /// Mounts layers of its own and does to them what a container does; whether listings have types.
 pub(super) fn attempt(config: &Config, user: bool, options: &[String]) -> Result<bool> {
     let trial = Trial::new(&config.root)?;
@@ -90,13 +110,6 @@ pub(super) fn attempt(config: &Config, user: bool, options: &[String]) -> Result
                    or use --driver vfs";
         return Err(Error::unsupported(format!("driver {NAME} on {kind}"), why));
     }
-    let mount = Mount {
-        kind: Kind::Overlay,
-        lowers: vec![dir.join("lower")],
-        upper: Some((dir.join("upper"), dir.join("work"))),
-        options: options.to_vec(),
-        target: dir.join("merged"),
-    };
     let space = if user { "user" } else { "trusted" };
     let said = |error: std::io::Error| {
         if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
@@ -104,7 +117,7 @@ pub(super) fn attempt(config: &Config, user: bool, options: &[String]) -> Result
         }
         Error::unsupported("the kernel's overlay", format!("on {}: {error}", filesystem::name(dir)))
     };
-    let attempt = match plan::trial(&mount) {
+    let attempt = match plan::trial(&mount(dir, options)) {
         // What a mount of new, empty directories is refused for lies in this host.
         Err(Error::Io { source, .. }) => return Err(said(source)),
         other => other?,

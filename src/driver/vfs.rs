@@ -15,7 +15,7 @@ use crate::doctor::filesystem;
 use crate::error::{Context, Error, Result};
 use crate::layer::Belief;
 use crate::layer::apply::{Applied, Limits};
-use crate::mount::plan::Mount;
+use crate::mount::plan::{self, Mount};
 use crate::quota::State;
 use crate::sys::{change, copy};
 
@@ -217,7 +217,7 @@ impl Driver for Vfs {
     fn view(&self, id: &LayerId, options: &MountOptions) -> Result<View> {
         let dir = self.dir(id)?;
         Ok(match options.read_only {
-            true => View::Mount(Mount::bind(dir, self.target(id))),
+            true => View::Mount(Mount::bind(dir, &options.ids, self.target(id))),
             false => View::Path(dir),
         })
     }
@@ -288,9 +288,10 @@ impl Driver for Vfs {
 
     fn status(&self) -> Vec<(&'static str, String)> {
         let quota = options::told(self.layers.projects(), "none");
+        let shifting = plan::try_ids(self.layers.dir(), &options::one_id());
         let mut facts = vec![
             ("Backing Filesystem", self.backing.clone()),
-            ("Supports shifting", options::told_shifting()),
+            ("Supports shifting", options::told_shifting(shifting)),
             ("Sync", self.layers.sync().word().to_owned()),
             ("Quota", quota),
         ];

@@ -30,7 +30,7 @@ use super::table::{self, MountPoint};
 use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::sys::{self, change, probe, publish};
-use record::{Begun, Record, Spelled, Used, VERSION, boot};
+use record::{Begun, Maps, Record, Spelled, Used, VERSION, boot};
 use standing::given;
 
 /// What follows the name: of a record, of one that is being written, of what is under way.
@@ -194,19 +194,24 @@ impl Counts {
 impl Held {
     /// Mounts, or takes part in the mount that is there. Returns where it is seen.
     pub fn mount(&self, mount: &Mount, server: &Server) -> Result<PathBuf> {
-        let target = &mount.target;
+        let (target, maps) = (&mount.target, Maps::from(&mount.ids));
         let record = match self.usable(target)? {
             Some(Current { away: Some(by), .. }) => return Err(self.in_use(by)),
+            Some(Current { record, .. }) if record.maps != maps => {
+                let by = format!("its mount, which shows {}; unmount it first", record.maps);
+                return Err(self.in_use(by));
+            }
             Some(Current { record, .. }) => Record { count: self.more(record.count)?, ..record },
             None => {
-                self.begin(target)?;
+                self.begin(target, &maps)?;
                 let made = plan::perform_under(mount, server, Some(&self.lock)).map(Mounted::keep);
                 let found = made.and_then(|_| {
                     let found = seen(&real(target))?.ok_or_else(|| {
                         let gone = std::io::Error::other("gone again");
                         Error::io("mount", target, gone)
                     });
-                    found.map(|found| Record { options: Some(given(mount)), ..Record::of(&found) })
+                    let options = Some(given(mount));
+                    found.map(|found| Record { options, ..Record::of(&found, maps) })
                 });
                 if found.is_err() {
                     self.end()?;
@@ -240,7 +245,7 @@ impl Held {
             self.write(&record)?;
             return Ok(record.count);
         }
-        self.begin(target)?;
+        self.begin(target, &record.maps)?;
         let taken = plan::take_away(target, false).and_then(|()| self.forget());
         self.end()?;
         taken.map(|()| 0)
@@ -284,13 +289,14 @@ impl Held {
     }
 
     /// Notes that something is about to be mounted at the target, or taken away from there.
-    fn begin(&self, target: &Path) -> Result<()> {
+    fn begin(&self, target: &Path, maps: &Maps) -> Result<()> {
         let begun = Begun {
             version: VERSION,
             target: Spelled(real(target)),
             unsettled: plan::unsettled(target).map(Spelled),
             boot: boot(),
             namespace: Namespace::ours(),
+            maps: maps.clone(),
         };
         match self.write_new(BEGUN, &begun) {
             // What is noted helps after a crash only; to take a mount away is a way to make room.
@@ -338,7 +344,7 @@ impl Held {
                     self.forget()?;
                 }
                 Some(found) if !self.at(RECORD)?.exists() => {
-                    return self.write(&Record::of(&found)).map(|()| None);
+                    return self.write(&Record::of(&found, begun.maps)).map(|()| None);
                 }
                 Some(_) => {}
             }
@@ -361,7 +367,7 @@ impl Held {
             let begun = |by| Current { record: Record::nowhere(&target), away: Some(by) };
             return Ok(away.map(begun));
         };
-        let fresh = Record::of(&found);
+        let fresh = Record::of(&found, Maps::default());
         let noted = noted.filter(|noted| noted.counts(&found) && noted.target == fresh.target);
         let record = noted.map_or(fresh, |noted| Record { count: noted.count.max(1), ..noted });
         Ok(Some(Current { record, away }))
@@ -399,7 +405,7 @@ impl Held {
                 return Ok(current);
             }
             log::warn!("layer '{}': the server of its mount has ended", self.name);
-            self.begin(target)?;
+            self.begin(target, &Maps::default())?;
             let taken = plan::take_away(target, true).and_then(|()| self.forget());
             self.end()?;
             taken?;

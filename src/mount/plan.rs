@@ -1,5 +1,6 @@
 //! A mount as data, and performing it.
 
+mod ids;
 mod overlay;
 
 use std::ffi::OsString;
@@ -13,7 +14,8 @@ use plyfs_fuse::Options;
 use super::serve::{self, Lifetime};
 use super::{find, table, wait_until_gone};
 use crate::error::{Context, Error, Result};
-use crate::sys::{self, change};
+use crate::sys::{self, Ids, change};
+pub use ids::try_ids;
 pub use overlay::{Attempt, trial};
 
 /// The longest single word of a command line (`MAX_ARG_STRLEN`, linux/binfmts.h), its zero byte counted.
@@ -33,14 +35,18 @@ pub struct Mount {
     pub upper: Option<(PathBuf, PathBuf)>,
     /// Options of the filesystem, as `-o` takes them, in order.
     pub options: Vec<String>,
+    /// The ids that the lower directories are seen with, in the place of those on disk. What goes to the upper one is stored as
+    /// it is seen.
+    pub ids: Ids,
     /// Where it is seen.
     pub target: PathBuf,
 }
 
 impl Mount {
     /// Shows a directory at the target too, read-only.
-    pub fn bind(dir: PathBuf, target: PathBuf) -> Mount {
-        Mount { kind: Kind::Bind, lowers: vec![dir], upper: None, options: Vec::new(), target }
+    pub fn bind(dir: PathBuf, ids: &Ids, target: PathBuf) -> Mount {
+        let (kind, lowers, options, ids) = (Kind::Bind, vec![dir], Vec::new(), ids.clone());
+        Mount { kind, lowers, upper: None, options, ids, target }
     }
 }
 
@@ -53,6 +59,8 @@ pub enum Kind {
     Fuse,
     /// Nobody: one directory is seen at the target too, read-only.
     Bind,
+    /// The same, where it can be changed: what is written is stored with the ids on disk.
+    BindWritable,
 }
 
 /// Which process serves a mount of our own.
@@ -123,7 +131,7 @@ pub(super) fn perform_under(
     let result = match mount.kind {
         Kind::Overlay => overlay::perform(mount),
         Kind::Fuse => serve_fuse(mount, server, lock),
-        Kind::Bind => bind(mount),
+        Kind::Bind | Kind::BindWritable => bind(mount),
     };
     if let Err(error) = result {
         if made {
@@ -206,7 +214,12 @@ fn bind(mount: &Mount) -> Result<()> {
     let [source] = mount.lowers.as_slice() else {
         return Err(Error::invalid("bind mount", "shows one directory"));
     };
-    sys::bind_read_only(source, &mount.target).on("mount", &mount.target)
+    let read_only = mount.kind == Kind::Bind;
+    if mount.ids.is_none() && read_only {
+        return sys::bind_read_only(source, &mount.target).on("mount", &mount.target);
+    }
+    let shown = ids::directory(source, &mount.ids, read_only)?;
+    shown.attach(&mount.target).on("mount", &mount.target)
 }
 
 /// The directory that a layer is seen as, where the mount that was to show it read-only is one that nobody may make here.
@@ -223,6 +236,10 @@ pub fn unmountable(mount: &Mount, error: &Error) -> Option<PathBuf> {
 
 fn serve_fuse(mount: &Mount, server: &Server, lock: Option<&File>) -> Result<()> {
     let options = fuse_options(mount)?;
+    if let (Some(lower), false) = (mount.lowers.first(), mount.ids.is_none()) {
+        // The server can only say that it ended.
+        try_ids(lower, &mount.ids)?;
+    }
     match server {
         // The server outlives us: nobody waits for it.
         Server::Fork => serve::start(options, &mount.target, Lifetime::Detached).map(drop),
@@ -240,6 +257,8 @@ fn fuse_options(mount: &Mount) -> Result<Options> {
     }
     options.lowers.clone_from(&mount.lowers);
     (options.upper, options.work) = mount.upper.clone().unzip();
+    options.lower_uid_map.clone_from(&mount.ids.users);
+    options.lower_gid_map.clone_from(&mount.ids.groups);
     options.mount.fsname.get_or_insert_with(|| "plyfs".to_owned());
     options.mount.subtype.get_or_insert_with(|| "plyfs".to_owned());
     options.validate().map_err(wrong)?;

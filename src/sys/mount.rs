@@ -52,6 +52,12 @@ pub fn mount_empty(target: &Path) -> io::Result<()> {
     Ok(rustix::mount::mount("tmpfs", target, "tmpfs", flags, c"size=4k,mode=0555")?)
 }
 
+/// Covers `target` with an empty directory in memory, for places to mount at.
+pub fn mount_places(target: &Path) -> io::Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    Ok(rustix::mount::mount("tmpfs", target, "tmpfs", flags, c"mode=0700")?)
+}
+
 /// Mounts an empty directory in memory that everybody may write to.
 pub fn mount_scratch(target: &Path) -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV;

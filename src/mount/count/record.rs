@@ -1,6 +1,7 @@
 //! What is noted of a layer's users, as JSON.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -8,9 +9,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::mount::namespace::Namespace;
 use crate::mount::table::MountPoint;
+use crate::sys::Ids;
 
 /// Version of the records. One of another version counts nothing.
 pub(super) const VERSION: u32 = 1;
+
+/// The ids that a mount shows in the place of those on disk, as triples of first old, first new and length.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Maps {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    uid_map: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    gid_map: String,
+}
+
+impl From<&Ids> for Maps {
+    fn from(ids: &Ids) -> Maps {
+        Maps { uid_map: ids.users.to_string(), gid_map: ids.groups.to_string() }
+    }
+}
+
+impl fmt::Display for Maps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let maps = [("uidmap", &self.uid_map), ("gidmap", &self.gid_map)];
+        let maps: Vec<String> = maps
+            .into_iter()
+            .filter(|(_, map)| !map.is_empty())
+            .map(|(name, map)| format!("{name} {map}"))
+            .collect();
+        match maps.is_empty() {
+            true => f.write_str("the ids on disk"),
+            false => f.write_str(&maps.join(" and ")),
+        }
+    }
+}
 
 /// One mount that is counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,11 +63,13 @@ pub(super) struct Record {
     /// The options that it was made with; none where that was not told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) options: Option<Vec<String>>,
+    #[serde(flatten)]
+    pub(super) maps: Maps,
 }
 
 impl Record {
     /// Of a mount of this namespace that has one user.
-    pub(super) fn of(found: &MountPoint) -> Record {
+    pub(super) fn of(found: &MountPoint, maps: Maps) -> Record {
         Record {
             version: VERSION,
             count: 1,
@@ -45,6 +79,7 @@ impl Record {
             mount: found.id,
             device: found.device,
             options: None,
+            maps,
         }
     }
 
@@ -59,6 +94,7 @@ impl Record {
             mount: 0,
             device: (0, 0),
             options: None,
+            maps: Maps::default(),
         }
     }
 
@@ -89,6 +125,8 @@ pub(super) struct Begun {
     /// Where it is done.
     #[serde(flatten)]
     pub(super) namespace: Namespace,
+    #[serde(flatten)]
+    pub(super) maps: Maps,
 }
 
 /// A path: its text, or its bytes where it is none.

@@ -3,13 +3,13 @@
 //! the newer ones.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::super::table::MountPoint;
-use super::Mount;
+use super::{Mount, ids};
 use crate::error::{Context as _, Error, Result};
 use crate::sys::context::{self, Context, Detached};
 use crate::sys::{self, probe, publish, trash};
@@ -23,14 +23,17 @@ enum Failure {
     Unknown(io::Error),
     /// They are, and this is what they say.
     Said(io::Error),
+    /// This host cannot do it.
+    Refused(Error),
 }
 
 /// Mounts at the target, which exists.
 pub(super) fn perform(mount: &Mount) -> Result<()> {
     let said = |error| refused(mount, error);
-    match detached(mount) {
+    match made(mount) {
         Ok(made) => made.attach(&mount.target).map_err(said),
         Err(Failure::Said(error)) => Err(said(error)),
+        Err(Failure::Refused(error)) => Err(error),
         Err(Failure::Unknown(why)) => by_text(mount, &why),
     }
 }
@@ -68,9 +71,10 @@ pub fn trial(mount: &Mount) -> Result<Attempt> {
     // The end of any other would write out everything on the filesystem, whosever it is.
     let mut hasty = mount.clone();
     hasty.options.push("volatile".to_owned());
-    match detached(&hasty).or_else(|_| detached(mount)) {
+    match made(&hasty).or_else(|_| made(mount)) {
         Ok(made) => Ok(Attempt::Detached(made.path(), made)),
         Err(Failure::Said(error)) => Err(refused(mount, error)),
+        Err(Failure::Refused(error)) => Err(error),
         Err(Failure::Unknown(why)) => {
             super::make_target(&mount.target)?;
             by_text(mount, &why)?;
@@ -90,7 +94,42 @@ fn refused(mount: &Mount, error: io::Error) -> Error {
     }
 }
 
-fn detached(mount: &Mount) -> std::result::Result<Detached, Failure> {
+/// The mount, nowhere, where the newer calls are known.
+fn made(mount: &Mount) -> std::result::Result<Detached, Failure> {
+    let shown = ids::lowers(mount).map_err(Failure::Refused)?;
+    match detached(mount, &shown) {
+        Err(Failure::Unknown(why)) if !shown.is_empty() => {
+            log::debug!("lower layers with other ids are mounted apart: {why}");
+            apart(mount, &shown).map_err(Failure::Refused)
+        }
+        // Also of a kernel that knows the calls and takes no mount that is nowhere.
+        Err(Failure::Said(why)) if !shown.is_empty() && why.kind() == ErrorKind::InvalidInput => {
+            apart(mount, &shown).map_err(|_| Failure::Said(why))
+        }
+        other => other,
+    }
+}
+
+/// By the old call, where the layers' mounts can be found by name.
+fn apart(mount: &Mount, shown: &[Detached]) -> Result<Detached> {
+    super::make_target(&mount.target)?;
+    let numbers = (0..shown.len()).map(|number| PathBuf::from(number.to_string())).collect();
+    let absolute = |path: &PathBuf| std::path::absolute(path).on("resolve", path);
+    let upper = match &mount.upper {
+        Some((upper, work)) => Some((absolute(upper)?, absolute(work)?)),
+        None => None,
+    };
+    let target = absolute(&mount.target)?;
+    let mount = Mount { lowers: numbers, upper, target, ..mount.clone() };
+    ids::apart(&mount, shown, &list(&mount)).map_err(|error| match sys::is(&error, sys::EINVAL) {
+        true => ids::unsupported(
+            "this kernel's overlay takes no such layers (Linux 5.19 does), or not these options",
+        ),
+        false => refused(&mount, error),
+    })
+}
+
+fn detached(mount: &Mount, shown: &[Detached]) -> std::result::Result<Detached, Failure> {
     let context = match Context::open("overlay") {
         // Not known, or not let through.
         Err(error) if is_any(&error, &[sys::ENOSYS, sys::EPERM]) => {
@@ -108,7 +147,11 @@ fn detached(mount: &Mount) -> std::result::Result<Detached, Failure> {
     let mut held = Vec::new();
     set_options(&context, mount).map_err(|error| worded(&context, error))?;
     for (number, lower) in mount.lowers.iter().enumerate() {
-        match set_layer(&context, "lowerdir+", lower, &mut held) {
+        let set = match shown.get(number) {
+            Some(shown) => set_shown(&context, shown),
+            None => set_layer(&context, "lowerdir+", lower, &mut held),
+        };
+        match set {
             Err(error) if number == 0 && sys::is(&error, sys::EINVAL) => {
                 return Err(Failure::Unknown(error));
             }
@@ -133,6 +176,16 @@ fn set_options(context: &Context, mount: &Mount) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Names a lower layer that is a mount of its own.
+fn set_shown(context: &Context, shown: &Detached) -> io::Result<()> {
+    match context.file("lowerdir+", shown.as_fd()) {
+        Err(error) if sys::is(&error, sys::EINVAL) => {
+            context.text("lowerdir+", shown.path().as_os_str())
+        }
+        other => other,
+    }
 }
 
 /// Names a layer by descriptor; for kernels that take only text, by path, or by the descriptor's path, which is short.
@@ -287,6 +340,7 @@ mod tests {
             lowers: (0..lowers).map(|number| PathBuf::from(format!("/a:b/{number}"))).collect(),
             upper: Some((PathBuf::from("/u,p"), PathBuf::from("/w"))),
             options: vec!["index=off".to_owned()],
+            ids: sys::Ids::default(),
             target: PathBuf::from("/none"),
         }
     }
