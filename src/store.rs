@@ -7,6 +7,7 @@
 //! | `pending/<id>` | work under way, in the room `pending` |
 //! | `run/<id>.*` | who has it mounted, as [`Store::open`] is told: [`Counts`] |
 //! | `merged/<id>@*` | where layers of additional stores are mounted, while they are |
+//! | `merged/<id>` | where layers that are one directory are seen with other ids |
 //! | `lock` | held while records are looked at and changed together; never during slow work |
 //!
 //! A record never names missing storage: storage is made first and removed last. A crash leaves at most a pending file,
@@ -16,6 +17,7 @@
 mod additional;
 mod check;
 mod dedup;
+mod ids;
 mod marks;
 mod pending;
 mod record;
@@ -114,6 +116,7 @@ impl Store {
         let mut seen = Sources::default();
         if let Some(parent) = parent {
             let found = self.at_rest(parent)?;
+            found.record.may_be_below(parent)?;
             match found.place {
                 // From now on its own directory is a lower one, without its work directory.
                 None => {

@@ -9,7 +9,7 @@ use plyfs_fuse::options::IdMap;
 
 use super::progress;
 use super::state::{StateArgs, pairs};
-use crate::driver::{LayerId, MountOptions};
+use crate::driver::{Ids, LayerId, MountOptions};
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::Limits;
 use crate::store::{Listed, Store};
@@ -20,6 +20,7 @@ Examples:
   plyfs layer apply base rootfs.tar.zst           fill it
   plyfs layer create --parent base box            a layer on top, to be written
   cd $(plyfs layer mount box)                     see it, change it
+  plyfs layer mount --uidmap 0:100000:65536 --gidmap 0:100000:65536 other   with the owners of a container
   plyfs layer create --template box again         another one like it, with the same content
   plyfs layer changes box                         what it adds, changes and deletes
   plyfs layer diff box -o box.tar                 the same as an image layer
@@ -67,6 +68,13 @@ enum Verb {
         /// Further options of the filesystem
         #[arg(short, value_name = "OPTION", value_delimiter = ',')]
         options: Vec<String>,
+        /// Users that it shows in the place of those on disk, without a copy: FROM:TO:LENGTH, further ones after a colon. A layer that
+        /// is written keeps the map it was first mounted with
+        #[arg(long, value_name = "MAP", value_parser = IdMap::parse)]
+        uidmap: Option<IdMap>,
+        /// The same for groups
+        #[arg(long, value_name = "MAP", value_parser = IdMap::parse)]
+        gidmap: Option<IdMap>,
         /// Its name
         id: String,
     },
@@ -158,10 +166,12 @@ fn work(args: &Args, state: &StateArgs) -> Result<u8> {
         Verb::Changes { id } => {
             super::changes::show(&store.changes(&LayerId::new(id)?)?, state.json)?
         }
-        Verb::Mount { label, options, id } => {
+        Verb::Mount { label, options, uidmap, gidmap, id } => {
+            let map = |given: &Option<IdMap>| given.clone().unwrap_or_default();
             let options = MountOptions {
                 label: label.clone(),
                 extra: options.clone(),
+                ids: Ids { users: map(uidmap), groups: map(gidmap) },
                 ..MountOptions::default()
             };
             let path = store.mount(&LayerId::new(id)?, &options)?;

@@ -46,6 +46,12 @@ pub struct Record {
     /// The same of groups.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub gid_map: String,
+    /// The ids that all below it was mounted with when it was written. What it holds itself is stored as it was seen.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub below_uid_map: String,
+    /// The same of groups.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub below_gid_map: String,
     /// The parent is in an additional store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent_store: Option<ParentStore>,
@@ -106,6 +112,8 @@ impl Record {
             template: None,
             uid_map: String::new(),
             gid_map: String::new(),
+            below_uid_map: String::new(),
+            below_gid_map: String::new(),
             parent_store: None,
         }
     }

@@ -66,6 +66,11 @@ impl Store {
             return Err(Error::invalid(format!("template '{template}'"), why));
         }
         drop(self.hold_unwritten(template)?);
+        if record.has_other_ids_below() && (spec.read_only || !spec.ids.is_none()) {
+            let why =
+                "was written with other ids below it; a copy is written too, and has the same ids";
+            return Err(Error::invalid(format!("template '{template}'"), why));
+        }
         self.settle_names(template)?;
         Ok(record)
     }
@@ -100,6 +105,8 @@ impl Store {
         }
         record.template = Some(template.to_string());
         (record.uid_map, record.gid_map) = texts(&spec.ids);
+        record.below_uid_map.clone_from(&seen.below_uid_map);
+        record.below_gid_map.clone_from(&seen.below_gid_map);
         // What can be written, or has other owners, is not what the archive said.
         let same = record.read_only && spec.ids.is_none();
         record.content = seen.content.clone().filter(|_| same);
@@ -152,6 +159,6 @@ fn misplaced(template: &Record, parent: Option<&Found>, ids: &Ids) -> Option<Str
     })
 }
 
-fn texts(ids: &Ids) -> (String, String) {
+pub(super) fn texts(ids: &Ids) -> (String, String) {
     (ids.users.to_string(), ids.groups.to_string())
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::pending::{Pending, Work};
 use super::{Found, Record, SPLIT, Store, changing, mounted};
-use crate::driver::{Diffing, LayerId, MountOptions, Parts, View};
+use crate::driver::{Diffing, Ids, LayerId, MountOptions, Parts, View};
 use crate::error::{Error, Result};
 use crate::layer::Belief;
 use crate::layer::changes::{self, Change, ChangeKind};
@@ -34,15 +34,26 @@ impl Store {
         }
         let asked = asked(options);
         let mut options = options.clone();
+        options.ids = record.ids_below(id, options.ids)?;
         options.read_only |= record.read_only;
-        options.label = options.label.or(record.label);
+        options.label = options.label.or_else(|| record.label.clone());
         let mount = match self.explained(&found, self.driver.view(id, &options))? {
-            View::Path(path) => return self.give_out(id, &held, path, &asked),
+            View::Path(path) => {
+                refuse_options(id, &asked)?;
+                return self.give_directory(&held, &record, path, options.ids);
+            }
+            View::Mount(mount) if !mount.ids.is_none() && mount.upper.is_some() => {
+                return self.mount_noting_ids(&held, &record, &mount, &asked);
+            }
             View::Mount(mount) => mount,
         };
+        record.may_be_below(id)?;
         match take_part(&held, id, &mount, &asked) {
             Err(error) if record.read_only => match plan::unmountable(&mount, &error) {
-                Some(path) => self.give_out(id, &held, path, &asked),
+                Some(path) => {
+                    refuse_options(id, &asked)?;
+                    self.give_out(id, &held, path)
+                }
                 None => Err(error),
             },
             other => other,
@@ -50,18 +61,8 @@ impl Store {
     }
 
     /// Gives a layer's own directory to one more user.
-    fn give_out(
-        &self,
-        id: &LayerId,
-        held: &Held,
-        path: PathBuf,
-        asked: &[String],
-    ) -> Result<PathBuf> {
-        if !asked.is_empty() {
-            let why = "it is seen as its own directory, without a mount that could have any";
-            return Err(Error::invalid(format!("options for layer '{id}'"), why));
-        }
-        // Made when the layer was not to be written: whoever has it is not to see that it is.
+    pub(super) fn give_out(&self, id: &LayerId, held: &Held, path: PathBuf) -> Result<PathBuf> {
+        // Made when the layer was not to be written, or with other ids: whoever has it is not to see that it is.
         match held.count(&self.driver.target(id))? {
             0 => held.take().map(|()| path),
             users => Err(mounted(id, users)),
@@ -129,7 +130,10 @@ impl Store {
     /// Makes a layer's own directory tell all names that a killed server has shown. One that is mounted stays as it is: its
     /// server does it at its end.
     pub(super) fn settle_names(&self, id: &LayerId) -> Result<()> {
-        let Some(mount) = self.driver.unsettled(id)? else { return Ok(()) };
+        let Some(mut mount) = self.driver.unsettled(id)? else { return Ok(()) };
+        if let Some(record) = self.find(id)? {
+            mount.ids = record.ids_below(id, Ids::default())?;
+        }
         let settle = || plan::settle(&mount);
         if !self.counts()?.unless_mounted(id.as_str(), &mount.target, settle)? {
             log::warn!(
@@ -312,6 +316,15 @@ pub(super) fn take_part(
         }
     }
     held.mount(mount, &server())
+}
+
+/// A directory that is given as it is has no options.
+fn refuse_options(id: &LayerId, asked: &[String]) -> Result<()> {
+    if asked.is_empty() {
+        return Ok(());
+    }
+    let why = "it is seen as its own directory, without a mount that could have any";
+    Err(Error::invalid(format!("options for layer '{id}'"), why))
 }
 
 /// When a layer's storage was there as its parent is, or a moment later. That of a copy never was: all its inodes are new, and
