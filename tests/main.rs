@@ -83,6 +83,7 @@ mod store_broken;
 mod store_check;
 mod store_contract;
 mod store_dedup;
+mod store_ids;
 mod store_kill;
 mod store_kit;
 mod store_layers;

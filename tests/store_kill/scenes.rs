@@ -1,6 +1,7 @@
 //! What is played.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use super::play::{Play, Scene, id};
 use crate::common::cmd::Cmd;
@@ -34,6 +35,11 @@ fn always(_: &Play) -> bool {
 /// A copy is no mount.
 fn mounts(play: &Play) -> bool {
     play.store.driver.name() != "vfs"
+}
+
+/// Its mounts can show other ids than those on disk.
+fn can_shift(play: &Play) -> bool {
+    play.store.driver.status().contains(&("Supports shifting", true.to_string()))
 }
 
 fn no_x(play: &Play) {
@@ -196,6 +202,27 @@ pub const ALL: &[Scene] = &[
         opening: false,
         least: 5,
         verify: |play| taken_back(play, "x"),
+    },
+    Scene {
+        name: "mount with other ids",
+        on: |play| mounts(play) && can_shift(play),
+        prepare: |play| {
+            no_x(play);
+            writable_x(play);
+        },
+        words: |_| words(&["layer", "mount", "--uidmap", "0:1000:9", "--gidmap", "0:2000:9", "x"]),
+        driver: Play::own_driver,
+        opening: false,
+        least: 10,
+        verify: |play| {
+            taken_back(play, "x");
+            // However far it came, it has the owners once when it is mounted so.
+            let ids = ["--uidmap", "0:1000:9", "--gidmap", "0:2000:9"];
+            play.plyfs(&[&["layer", "mount"][..], &ids, &["x"]].concat()).succeeds();
+            let root = play.store.own("x").metadata().unwrap();
+            assert_eq!((root.uid(), root.gid()), (1000, 2000));
+            taken_back(play, "x");
+        },
     },
     Scene {
         name: "umount",
