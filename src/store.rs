@@ -42,7 +42,7 @@ use crate::sys::{change, trash};
 pub use additional::{Found, Listed};
 pub use check::{Checked, Problem, Pruned};
 pub use dedup::Deduped;
-use pending::{Pending, Work};
+use pending::{Pending, Said, Work};
 pub use record::{Content, ParentStore, Record};
 use template::Sources;
 
@@ -336,7 +336,11 @@ impl Store {
 
     /// Keeps others from changing a layer. What earlier work left of it is cleared away first.
     fn begin(&self, id: &LayerId) -> Result<Pending> {
-        let (pending, left) = Pending::begin(&self.pending(), id)?;
+        self.cleared(id, Pending::begin(&self.pending(), id)?)
+    }
+
+    fn cleared(&self, id: &LayerId, begun: (Pending, Option<Said>)) -> Result<Pending> {
+        let (pending, left) = begun;
         if let Some(left) = left {
             self.undo_left(id, &left)?;
         }

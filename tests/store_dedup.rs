@@ -343,3 +343,29 @@ fn ext4_shares_nothing() {
         store.plyfs(&["layer", "dedup"]).exits(1).complains(told);
     });
 }
+
+/// What somebody has mounted in a layer that is seen as its own directory is not the layer's; what lies deep is.
+#[test]
+fn what_is_mounted_in_a_layer_is_left_alone() {
+    disk::with(crate::this_test!(), "xfs", "vfs", false, |store| {
+        use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+        let store = Box_(store);
+        store.does(&["layer", "create", "a"]);
+        let own = store.0.own("a");
+        let inner = own.join("inner");
+        fs::create_dir_all(own.join("deep/".repeat(200))).unwrap();
+        fs::create_dir(&inner).unwrap();
+        for at in [&own, &own.join("deep/".repeat(200))] {
+            fs::write(at.join("file"), noise(1, MIB)).unwrap();
+        }
+        mount("none", &inner, "tmpfs", MountFlags::empty(), None).unwrap();
+        for name in ["file", "file2"] {
+            fs::write(inner.join(name), noise(1, MIB)).unwrap();
+        }
+        let done = store.plyfs(&["layer", "dedup", "--json"]).run();
+        unmount(&inner, UnmountFlags::DETACH).unwrap();
+        assert_eq!((done.status, done.stderr.as_str()), (0, ""), "{}", done.story());
+        let told: Value = serde_json::from_str(&done.stdout).unwrap();
+        assert_eq!((number(&told, "files"), number(&told, "shared")), (2, 1), "{told}");
+    });
+}

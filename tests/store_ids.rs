@@ -86,6 +86,9 @@ fn with_other_owners(kit: &driver_kit::Store) {
         store.seen(&IDS, "box", true, script).lines().take(2).collect::<Vec<_>>(),
         ["two", "4751"]
     );
+    // Whose owner has no id that could be stored is changed by nobody.
+    let refused = "! sh -c 'echo more >> d/c' 2> /dev/null; cat d/c";
+    assert_eq!(store.seen(&IDS, "box", false, refused), "three\n");
     let changes = store.does(&["layer", "changes", "box"]).stdout;
     for line in ["C /d/b\n", "D /a\n", "A /e\n", "A /e/n\n", "D /l\n"] {
         assert!(changes.contains(line), "{changes}");
@@ -235,6 +238,30 @@ fn a_layer_with_other_ids_goes_from_driver_to_driver() {
     driver_kit::with(crate::this_test!(), "overlay2", false, |kit| {
         layers(kit);
         of_either_driver(kit);
+    });
+}
+
+#[test]
+fn a_filesystem_that_cannot_show_other_ids_is_named() {
+    crate::needs!(KernelOverlay);
+    driver_kit::with(crate::this_test!(), "vfs", false, |kit| {
+        let (dir, at) = (|name| kit.sandbox.dir(name), |name| kit.sandbox.at(name));
+        let places = ["l", "u", "w", "m"].map(dir).map(|path| path.display().to_string());
+        let [lower, upper, work, merged] = &places;
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+        Cmd::new("mount").args(["-t", "overlay", "none", "-o", &options, merged]).succeeds();
+        let plyfs = |words: &[&str]| {
+            Cmd::plyfs().arg("--root").arg(at("m").join("s")).args(["--driver", "vfs"]).args(words)
+        };
+        plyfs(&["layer", "create", "box"]).succeeds();
+        let told = plyfs(&["layer", "mount", "--uidmap", MAP, "box"]).exits(1);
+        told.complains("mount with other ids: this kernel cannot show overlay so; copy the layer");
+        plyfs(&["driver", "status"])
+            .succeeds()
+            .says("(mounts: this kernel cannot show overlay so)");
+        plyfs(&["layer", "mount", "box"]).succeeds();
+        plyfs(&["layer", "umount", "box"]).succeeds();
+        Cmd::new("umount").arg(merged).succeeds();
     });
 }
 

@@ -139,6 +139,21 @@ fn a_half_filled_layer_on_a_lost_one_is_removed(store: &driver_kit::Store) {
     assert!(!pending.exists());
 }
 
+fn what_is_too_deep_to_be_mounted_is_removed(store: &driver_kit::Store) {
+    if store.driver.name() != "overlay2" {
+        return println!("skipped: only the kernel's overlay has a depth that is soon reached");
+    }
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    store.does(&["layer", "create", "--parent", "base", "deep"]);
+    let path = store.0.driver.place(&driver_kit::id("deep")).join("lower");
+    let one = fs::read_to_string(&path).unwrap();
+    fs::write(&path, vec![one.trim_end(); 501].join(":")).unwrap();
+    store.plyfs(&["layer", "mount", "deep"]).exits(1).complains("use --driver fuse-overlay");
+    store.plyfs(&["layer", "umount", "deep"]).exits(1).complains("not found");
+    store.does(&["layer", "rm", "deep"]);
+}
+
 fn what_is_mounted_within_a_layer_keeps_it(store: &driver_kit::Store) {
     let store = Box_(store);
     store.does(&["layer", "create", "box"]);
@@ -187,6 +202,7 @@ every_driver! {
     unreadable, an_unreadable_record_ends_no_check;
     pending, work_of_another_driver_is_left_to_it;
     half_filled, a_half_filled_layer_on_a_lost_one_is_removed;
+    too_deep, what_is_too_deep_to_be_mounted_is_removed;
     mounted_within, what_is_mounted_within_a_layer_keeps_it;
     strangers, what_is_no_layer_is_left_alone;
     unknown, one_line_tells_that_there_is_nothing_to_unmount;

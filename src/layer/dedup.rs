@@ -5,7 +5,7 @@
 //! kernel is asked to share. It compares them itself, so whoever writes meanwhile loses nothing, and no sum is believed.
 //!
 //! Memory is bounded: of more files than there is room for, only the largest are kept in mind, and the trees are walked
-//! again for the others ([`Candidates`]).
+//! again for the others (`Candidates`).
 
 mod candidates;
 mod group;

@@ -12,6 +12,7 @@ use plyfs_fuse::acl;
 use plyfs_fuse::options::IdMap;
 use plyfs_fuse::owner::OVERFLOW_ID;
 
+use super::pending::{Pending, Work};
 use super::template::texts;
 use super::view::take_part;
 use super::{Record, Store, changing};
@@ -96,12 +97,34 @@ impl Store {
         asked: &[String],
     ) -> Result<PathBuf> {
         let id = LayerId::new(&record.id)?;
-        if record.has_other_ids_below() || held.count(&mount.target)? > 0 {
-            let path = take_part(held, &id, mount, asked)?;
-            return self.note_ids(&id, &mount.ids, true).map(|()| path);
+        if record.has_other_ids_below() {
+            return take_part(held, &id, mount, asked);
+        }
+        // Whoever has it may wait for `held`.
+        let begun = Pending::begin_at_once(&self.pending(), &id)?;
+        let mut pending = self.cleared(&id, begun.ok_or_else(|| changing(&id))?)?;
+        let mounted = pending
+            .say(Work::Mount, self.driver.name())
+            .and_then(|()| self.mount_with_new_ids(held, &id, mount, asked));
+        if let Err(error) = pending.done() {
+            log::warn!("layer '{id}': {error}; the next start tries again");
+        }
+        mounted
+    }
+
+    fn mount_with_new_ids(
+        &self,
+        held: &Held,
+        id: &LayerId,
+        mount: &Mount,
+        asked: &[String],
+    ) -> Result<PathBuf> {
+        if held.count(&mount.target)? > 0 {
+            let path = take_part(held, id, mount, asked)?;
+            return self.note_ids(id, &mount.ids, true).map(|()| path);
         }
         let Some(((own, _), below)) = mount.upper.as_ref().zip(mount.lowers.first()) else {
-            return take_part(held, &id, mount, asked);
+            return take_part(held, id, mount, asked);
         };
         let mut entries = std::fs::read_dir(own).on("list", own)?;
         if entries.next().is_some() {
@@ -110,11 +133,11 @@ impl Store {
         }
         // Before anything is changed, for it is where most hosts that cannot do it say so.
         plan::try_ids(below, &mount.ids)?;
-        let is_parent = self.child_of(&id)?.is_some();
+        let is_parent = self.child_of(id)?.is_some();
         let before = Root::of(own)?;
         before.mapped(&mount.ids, &Root::of(below)?)?.give(own)?;
-        let path = take_part(held, &id, mount, asked).inspect_err(|_| before.restore(own))?;
-        let noted = self.note_ids(&id, &mount.ids, is_parent);
+        let path = take_part(held, id, mount, asked).inspect_err(|_| before.restore(own))?;
+        let noted = self.note_ids(id, &mount.ids, is_parent);
         if noted.is_err() && held.unmount(&mount.target).is_ok_and(|left| left == 0) {
             before.restore(own);
         }

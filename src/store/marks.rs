@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Result};
 use crate::sys::tree::{self, Kind};
-use crate::sys::{self};
 
 /// Where such attributes are, as records name it.
 const SPACES: [(&str, &str); 2] = [("trusted.overlay.", "trusted"), ("user.overlay.", "user")];
@@ -18,7 +17,7 @@ const HIDING: [&str; 2] = ["opaque", "whiteout"];
 pub(super) fn seen(dir: &Path) -> Result<Option<&'static str>> {
     let root = tree::open_root(dir).on("open", dir)?;
     let stranger = !tree::has_initial_privilege()
-        && tree::stat(&root, OsStr::new("")).on("stat", dir)?.uid != sys::real_ids().0;
+        && tree::stat(&root, OsStr::new("")).on("stat", dir)?.uid != crate::sys::real_ids().0;
     if stranger {
         return Ok(Some("trusted"));
     }

@@ -1,5 +1,5 @@
-//! What is under way: one file `pending/<id>` for each layer that is being made, filled or removed, locked by whoever
-//! does it. It says with which driver what is done. A file that nobody has locked is what a crash left, and is undone or
+//! What is under way: one file `pending/<id>` for each layer that is being made, filled, removed or first mounted with other ids, locked
+//! by whoever does it. It says with which driver what is done. A file that nobody has locked is what a crash left, and is undone or
 //! finished by the next who opens the store with that driver. The lock also keeps two processes from changing one layer at a
 //! time.
 
@@ -23,10 +23,16 @@ pub(super) enum Work {
     Apply,
     /// It is removed: without a record its storage goes too.
     Remove,
+    /// It is mounted with other ids for the first time, which its record is to say.
+    Mount,
 }
 
-const WORDS: [(Work, &str); 3] =
-    [(Work::Create, "create"), (Work::Apply, "apply"), (Work::Remove, "remove")];
+const WORDS: [(Work, &str); 4] = [
+    (Work::Create, "create"),
+    (Work::Apply, "apply"),
+    (Work::Remove, "remove"),
+    (Work::Mount, "mount"),
+];
 
 /// Where there is no room for a word, a file of this length without any data says `remove`: that makes room.
 const REMOVE_LENGTH: u64 = 1 << 20;
@@ -58,11 +64,10 @@ impl Pending {
     /// Keeps others from changing a layer; says also what was left of earlier work on it, which has to be cleared away first.
     /// Nothing is announced yet.
     pub(super) fn begin(dir: &Path, id: &LayerId) -> Result<(Pending, Option<Said>)> {
-        let (path, start) = (dir.join(id.as_str()), Instant::now());
+        let start = Instant::now();
         loop {
-            if let Some(mut pending) = Pending::lock(&path, true)? {
-                let left = pending.said()?;
-                return Ok((pending, left));
+            if let Some(begun) = Pending::begin_at_once(dir, id)? {
+                return Ok(begun);
             }
             let patience = match Pending::of(dir, id)? {
                 None => LOOKS_WITHIN,
@@ -73,6 +78,18 @@ impl Pending {
             }
             thread::sleep(Duration::from_millis(2));
         }
+    }
+
+    /// The same for whoever has a lock that those he would wait for may want: nothing where somebody is at it.
+    pub(super) fn begin_at_once(
+        dir: &Path,
+        id: &LayerId,
+    ) -> Result<Option<(Pending, Option<Said>)>> {
+        let Some(mut pending) = Pending::lock(&dir.join(id.as_str()), true)? else {
+            return Ok(None);
+        };
+        let left = pending.said()?;
+        Ok(Some((pending, left)))
     }
 
     /// Announces what is done from now on: what a crash leaves of it is undone or finished. So whatever could show that there is

@@ -53,7 +53,7 @@ impl Store {
             (Work::Apply, Some(record)) if record.content.is_none() => {
                 // Only what is read-only is filled, and that has no limits that would be lost.
                 let store = self.place_of_parent(&record)?;
-                self.clear_fill(id)?;
+                self.clear_beside(id, |name| name == SPLIT)?;
                 let parent = record.parent.as_deref().map(LayerId::new).transpose()?;
                 let spec = Create {
                     read_only: record.read_only,
@@ -65,16 +65,17 @@ impl Store {
                 self.driver.remove(id)?;
                 self.driver.create(id, parent.as_ref(), &spec)
             }
+            (Work::Mount, Some(_)) => self.clear_beside(id, |_| false),
             _ => Ok(()),
         }
     }
 
-    /// Removes what filling a layer has put beside its record.
-    fn clear_fill(&self, id: &LayerId) -> Result<()> {
+    /// Removes what was not finished beside the record of a layer, and what else is `unwanted` there.
+    fn clear_beside(&self, id: &LayerId, unwanted: fn(&OsStr) -> bool) -> Result<()> {
         let dir = self.layers().join(id.as_str());
         for entry in std::fs::read_dir(&dir).on("list", &dir)? {
             let name = entry.on("list", &dir)?.file_name();
-            if name == SPLIT || is_hidden(&name) {
+            if unwanted(&name) || is_hidden(&name) {
                 let path = dir.join(name);
                 change::remove_file_if_any(&path).on("remove", path)?;
             }

@@ -119,7 +119,9 @@ impl Store {
     fn target(&self, id: &LayerId, held: &Held) -> Result<Option<PathBuf>> {
         match self.driver.view(id, &MountOptions::default()) {
             Ok(View::Mount(mount)) => return Ok(Some(mount.target)),
-            Ok(View::Path(_)) | Err(Error::Corrupt { .. } | Error::Invalid { .. }) => {}
+            Ok(View::Path(_)) => {}
+            // What this driver cannot mount another one may have.
+            Err(Error::Corrupt { .. } | Error::Invalid { .. } | Error::Unsupported { .. }) => {}
             Err(_) if self.look(id).is_ok_and(|found| self.lost_below(&found).is_some()) => {}
             Err(error) => return Err(error),
         }

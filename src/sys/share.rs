@@ -149,14 +149,18 @@ fn places(file: &File, size: u64, flags: u32) -> Option<u64> {
     let unknown = if flags == SYNC { NOWHERE } else { NOWHERE | UNWRITTEN };
     let (mut sum, mut start) = (DefaultHasher::new(), 0);
     // What goes on where the last one ended is no other: filesystems cut them at different places.
-    let mut run = Extent::default();
+    let (mut run, mut reserved) = (Extent::default(), false);
     while start < size {
         let (map, count) = extents(file, (start, size - start), flags)?;
         let found = map.extents.get(..count)?;
         if found.iter().any(|extent| extent.flags & unknown != 0) {
             return None;
         }
-        for extent in found.iter().filter(|extent| extent.flags & UNWRITTEN == 0) {
+        for extent in found {
+            if extent.flags & UNWRITTEN != 0 {
+                reserved = true;
+                continue;
+            }
             let length = extent.length.min(size.saturating_sub(extent.logical));
             let (end, on_disk) = (run.logical + run.length, run.physical + run.length);
             if run.length > 0 && (extent.logical, extent.physical) == (end, on_disk) {
@@ -174,7 +178,7 @@ fn places(file: &File, size: u64, flags: u32) -> Option<u64> {
         }
     }
     // Data is on its way where there are blocks and no extent.
-    if run.length == 0 && file.metadata().map_or(true, |found| found.blocks() > 0) {
+    if run.length == 0 && !reserved && file.metadata().map_or(true, |found| found.blocks() > 0) {
         return None;
     }
     (run.logical, run.physical, run.length).hash(&mut sum);

@@ -169,6 +169,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_record_that_says_nothing_of_ids_is_of_those_on_disk() {
+        let record = Record::nowhere(Path::new("/a"));
+        let text = serde_json::to_string(&record).unwrap();
+        assert!(!text.contains("map"), "{text}");
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+        assert_eq!(record.maps.to_string(), "the ids on disk");
+        let maps = Maps { uid_map: "0:1:2".to_owned(), ..Maps::default() };
+        let record = Record { maps, ..record };
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record);
+        assert_eq!(record.maps.to_string(), "uidmap 0:1:2");
+    }
+
+    #[test]
     fn a_path_that_is_no_text_is_read_back() {
         for (path, json) in [(&b"/a b"[..], "\"/a b\""), (b"/\xff", "[47,255]")] {
             let path = Spelled(OsString::from_vec(path.to_vec()).into());
