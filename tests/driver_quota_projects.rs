@@ -144,7 +144,8 @@ every_disk! {
         assert!((STEP / 2..=4 * STEP).contains(&usage.bytes), "{usage:?}");
         assert!((30..=60).contains(&usage.inodes), "{usage:?}");
         // Nobody else is held to them.
-        lab.see("base", |root| put(root.join("big"), 5 * STEP).unwrap());
+        child(store, "free", &[]);
+        lab.see("free", |root| put(root.join("big"), 5 * STEP).unwrap());
     };
 
     a_layer_without_a_parent_is_limited, |lab| {

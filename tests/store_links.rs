@@ -126,6 +126,14 @@ fn before_the_other_driver_mounts(store: &driver_kit::Store) {
     all_names_tell(&store);
 }
 
+fn before_a_layer_is_made_on_it_still_mounted(store: &driver_kit::Store) {
+    let store = Box_(store);
+    kill_server(&written(&store));
+    store.does(&["layer", "create", "--parent", "box", "child"]);
+    store.does(&["layer", "rm", "child"]);
+    all_names_tell(&store);
+}
+
 fn before_a_layer_is_made_on_it(store: &driver_kit::Store) {
     let store = Box_(store);
     let at = written(&store);
@@ -183,4 +191,5 @@ with_fuse_overlay! {
     after_a_reboot;
     before_the_other_driver_mounts needs KernelOverlay;
     before_a_layer_is_made_on_it;
+    before_a_layer_is_made_on_it_still_mounted;
 }

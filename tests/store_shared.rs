@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use plyfs::mount::count::Counts;
 
 use crate::common::cmd::Cmd;
+use crate::common::needs::Need;
 use crate::common::sandbox::Sandbox;
 use crate::driver_kit;
 use crate::store_kit::{Box_, tree};
@@ -168,6 +169,18 @@ fn who_may_not_mount_is_given_the_directory_and_keeps_others_off() {
     for name in ["base", "empty"] {
         let at = plyfs(&["layer", "mount", name]).succeeds().stdout;
         assert!(Path::new(at.trim_end()).is_dir(), "{at}");
+    }
+    // Who may mount is given the same meanwhile, and takes nothing from the other when he gives it back.
+    let root = home.join("store");
+    let own = root.join("vfs/dir/base");
+    let inside = |words: &[&str]| {
+        let user = ["--reuid=54321", "--regid=54321", "--clear-groups", "unshare", "-Urm"];
+        let cmd = Cmd::new("setpriv").args(user).arg(env!("CARGO_BIN_EXE_plyfs")).cwd(&home);
+        cmd.arg("--root").arg(&root).args(["--driver", "vfs", "layer"]).args(words)
+    };
+    if Need::AnyUserNs.met() {
+        inside(&["mount", "base"]).succeeds().says(own.to_str().unwrap());
+        inside(&["umount", "base"]).succeeds();
     }
     let create = ["layer", "create", "--parent", "base", "box"];
     plyfs(&create).exits(1).complains("layer 'base': in use by its mount, 1 times");

@@ -172,6 +172,10 @@ impl Overlay {
         if let Some(over) = over {
             over.apply(&mut attr);
         }
+        let mode = self.options.mode_of_lower(attr.uid, attr.gid, attr.mode);
+        if mode != attr.mode && inode.state.lock().upper.is_none() {
+            attr.mode = mode;
+        }
         (attr.uid, attr.gid, attr.mode) = self.identity.present(attr.uid, attr.gid, attr.mode);
         self.fix_blocks(inode, &mut attr);
         attr

@@ -307,9 +307,20 @@ impl Options {
     /// Whether this owner of a lower object, as it is seen, is nobody because the map of lower layers does not name who it
     /// is: there is nothing that a copy could be given. EOVERFLOW, as with the kernel's overlay.
     pub(crate) fn hides_owner(&self, uid: u32, gid: u32) -> bool {
-        let hides = |map: &IdMap, id| id == OVERFLOW_ID && map.to_disk(id).is_none();
         hides(&self.lower_uid_map, uid) || hides(&self.lower_gid_map, gid)
     }
+
+    /// The mode of a lower object that such an owner has: its program runs as nobody else, as on an id-mapped mount
+    /// (`bprm_fill_uid`, fs/exec.c).
+    pub(crate) fn mode_of_lower(&self, uid: u32, gid: u32, mode: u32) -> u32 {
+        let user = if hides(&self.lower_uid_map, uid) { libc::S_ISUID } else { 0 };
+        let group = if hides(&self.lower_gid_map, gid) { libc::S_ISGID } else { 0 };
+        if mode & libc::S_IFMT == libc::S_IFREG { mode & !(user | group) } else { mode }
+    }
+}
+
+fn hides(map: &IdMap, id: u32) -> bool {
+    id == OVERFLOW_ID && map.to_disk(id).is_none()
 }
 
 impl Default for Options {

@@ -224,7 +224,8 @@ fn bind(mount: &Mount) -> Result<()> {
 
 /// The directory that a layer is seen as, where the mount that was to show it read-only is one that nobody may make here.
 pub fn unmountable(mount: &Mount, error: &Error) -> Option<PathBuf> {
-    let refused = [sys::EPERM, sys::ENOSYS];
+    // The last one is said by security modules.
+    let refused = [sys::EPERM, sys::ENOSYS, sys::EACCES];
     let own = mount.lowers.first().filter(|_| mount.kind == Kind::Bind && mount.ids.is_none())?;
     match error {
         Error::Io { source, .. } if refused.iter().any(|code| sys::is(source, *code)) => {

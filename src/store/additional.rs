@@ -230,6 +230,7 @@ impl Store {
         let (mut next, root) = (Some(found.clone()), tree::has_initial_privilege());
         while let Some(found) = next {
             let noted = found.record.content.as_ref().and_then(|content| content.marks.clone());
+            let has = if noted.is_some() { "has" } else { "may have" };
             let marks = noted.map_or_else(|| self.seen_marks(&found), Ok)?;
             let why = match marks.as_str() {
                 "trusted" if !root => "only root of the host reads; fill it anew as this user",
@@ -243,7 +244,7 @@ impl Store {
                 }
             };
             let (what, store) = (format!("layer '{}'", found.record.id), self.root_of(&found));
-            let why = format!("of {} has deletions in attributes that {why}", store.display());
+            let why = format!("of {} {has} deletions in attributes that {why}", store.display());
             return Err(Error::unsupported(what, why));
         }
         Ok(())

@@ -100,7 +100,6 @@ impl Store {
         if record.has_other_ids_below() {
             return take_part(held, &id, mount, asked);
         }
-        // Whoever has it may wait for `held`.
         let begun = Pending::begin_at_once(&self.pending(), &id)?;
         let mut pending = self.cleared(&id, begun.ok_or_else(|| changing(&id))?)?;
         let mounted = pending

@@ -41,6 +41,9 @@ const REMOVE_LENGTH: u64 = 1 << 20;
 /// anything, which ends soon.
 const LOOKS_WITHIN: Duration = Duration::from_secs(5);
 
+/// The same where that may be somebody who waits for us.
+const LOOKS_AT_ONCE: Duration = Duration::from_millis(40);
+
 /// How long whoever has announced something is waited for: it may be what a crash left, which he clears away.
 const CLEARS_WITHIN: Duration = Duration::from_millis(300);
 
@@ -85,11 +88,18 @@ impl Pending {
         dir: &Path,
         id: &LayerId,
     ) -> Result<Option<(Pending, Option<Said>)>> {
-        let Some(mut pending) = Pending::lock(&dir.join(id.as_str()), true)? else {
-            return Ok(None);
-        };
-        let left = pending.said()?;
-        Ok(Some((pending, left)))
+        let start = Instant::now();
+        loop {
+            if let Some(mut pending) = Pending::lock(&dir.join(id.as_str()), true)? {
+                let left = pending.said()?;
+                return Ok(Some((pending, left)));
+            }
+            // Who looks what crashes left has it for a moment, and wants no other lock.
+            if start.elapsed() >= LOOKS_AT_ONCE || Pending::of(dir, id)?.is_some() {
+                return Ok(None);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Announces what is done from now on: what a crash leaves of it is undone or finished. So whatever could show that there is

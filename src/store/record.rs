@@ -91,7 +91,7 @@ pub struct Content {
     /// Its entries.
     pub entries: u64,
     /// Which attributes hide what lies below directories, `trusted` or `user`: not everybody can read the former, and who can
-    /// does not look at the latter. [`NO_MARKS`] where there are none, and none where that was not noted.
+    /// does not look at the latter. `NO_MARKS` where there are none, and none where that was not noted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub marks: Option<String>,
 }

@@ -48,6 +48,11 @@ impl Store {
             View::Mount(mount) => mount,
         };
         record.may_be_below(id)?;
+        if mount.kind == Kind::Bind && mount.ids.is_none() && self.is_given_out(&held, &mount)? {
+            // One kind of user at a time: they give back alike.
+            refuse_options(id, &asked)?;
+            return self.give_out(id, &held, mount.lowers.into_iter().next().unwrap_or_default());
+        }
         match take_part(&held, id, &mount, &asked) {
             Err(error) if record.read_only => match plan::unmountable(&mount, &error) {
                 Some(path) => {
@@ -67,6 +72,11 @@ impl Store {
             0 => held.take().map(|()| path),
             users => Err(mounted(id, users)),
         }
+    }
+
+    /// Whether a layer's own directory has users, and its mount none.
+    fn is_given_out(&self, held: &Held, mount: &Mount) -> Result<bool> {
+        Ok(held.used()? > 0 && held.count(&mount.target)? == 0)
     }
 
     /// Takes one mount of a layer back; the last one unmounts it.
