@@ -313,9 +313,9 @@ impl Options {
     /// The mode of a lower object that such an owner has: its program runs as nobody else, as on an id-mapped mount
     /// (`bprm_fill_uid`, fs/exec.c).
     pub(crate) fn mode_of_lower(&self, uid: u32, gid: u32, mode: u32) -> u32 {
-        let user = if hides(&self.lower_uid_map, uid) { libc::S_ISUID } else { 0 };
-        let group = if hides(&self.lower_gid_map, gid) { libc::S_ISGID } else { 0 };
-        if mode & libc::S_IFMT == libc::S_IFREG { mode & !(user | group) } else { mode }
+        let user = if hides(&self.lower_uid_map, uid) { crate::sys::S_ISUID } else { 0 };
+        let group = if hides(&self.lower_gid_map, gid) { crate::sys::S_ISGID } else { 0 };
+        if mode & crate::sys::S_IFMT == crate::sys::S_IFREG { mode & !(user | group) } else { mode }
     }
 }
 

@@ -432,11 +432,11 @@ fn any_bytes_parse_or_fail_without_a_panic() {
 #[test]
 fn a_program_of_an_owner_whom_the_lower_map_does_not_name_runs_as_nobody_else() {
     let options = Options::parse("lowerdir=/a,lower_uidmapping=0:100000:65535").unwrap();
-    let regular = |mode| libc::S_IFREG | mode;
+    let regular = |mode| crate::sys::S_IFREG | mode;
     let nobody = crate::owner::OVERFLOW_ID;
     assert_eq!(options.mode_of_lower(nobody, nobody, regular(0o6755)), regular(0o2755));
     assert_eq!(options.mode_of_lower(100_000, nobody, regular(0o6755)), regular(0o6755));
-    let dir = libc::S_IFDIR | 0o2755;
+    let dir = crate::sys::S_IFDIR | 0o2755;
     assert_eq!(options.mode_of_lower(nobody, nobody, dir), dir);
     let plain = Options::parse("lowerdir=/a").unwrap();
     assert_eq!(plain.mode_of_lower(nobody, nobody, regular(0o6755)), regular(0o6755));

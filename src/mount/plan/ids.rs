@@ -93,7 +93,7 @@ pub(super) fn apart(mount: &Mount, lowers: &[Detached], list: &OsStr) -> io::Res
         }
         let merged = Path::new("merged");
         std::fs::create_dir(merged)?;
-        context::mount_by_text("overlay", merged, list, mount.upper.is_none())?;
+        context::mount_by_text("overlay", merged, list, super::overlay::is_read_only(mount))?;
         context::copy_of(merged)
     };
     std::thread::scope(|scope| {

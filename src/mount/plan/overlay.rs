@@ -164,7 +164,7 @@ fn detached(mount: &Mount, shown: &[Detached]) -> std::result::Result<Detached, 
             set.map_err(|error| worded(&context, error))?;
         }
     }
-    context.create(mount.upper.is_none()).map_err(|error| worded(&context, error))
+    context.create(is_read_only(mount)).map_err(|error| worded(&context, error))
 }
 
 fn set_options(context: &Context, mount: &Mount) -> io::Result<()> {
@@ -221,7 +221,7 @@ fn is_any(error: &io::Error, codes: &[i32]) -> bool {
 fn by_text(mount: &Mount, why: &io::Error) -> Result<()> {
     let list = list(mount);
     let done = if list.len() < publish::page_size() {
-        context::mount_by_text("overlay", &mount.target, &list, mount.upper.is_none())
+        context::mount_by_text("overlay", &mount.target, &list, is_read_only(mount))
     } else {
         by_numbers(mount, why)?
     };
@@ -256,7 +256,7 @@ fn by_numbers(mount: &Mount, why: &io::Error) -> Result<io::Result<()>> {
         );
         return Err(Error::unsupported(what, why));
     }
-    Ok(context::mount_by_numbers("overlay", &target, &list, mount.upper.is_none()))
+    Ok(context::mount_by_numbers("overlay", &target, &list, is_read_only(mount)))
 }
 
 /// A volatile mount leaves a mark with which the kernel refuses any other on the same directories: what was written may not be
@@ -279,10 +279,19 @@ pub(super) fn settle(marks: &Path) {
     }
 }
 
+/// Words that mount(2) has a flag for, and takes for unknown options.
+const FLAGS: [&str; 2] = ["ro", "rw"];
+
+/// Whether nothing can be written through it.
+pub(super) fn is_read_only(mount: &Mount) -> bool {
+    let said = mount.options.iter().rfind(|option| FLAGS.contains(&option.as_str()));
+    mount.upper.is_none() || said.is_some_and(|said| said == "ro")
+}
+
 /// The options as mount(2) takes them.
 fn list(mount: &Mount) -> OsString {
     let mut list = Vec::new();
-    for option in &mount.options {
+    for option in mount.options.iter().filter(|option| !FLAGS.contains(&option.as_str())) {
         list.extend_from_slice(option.as_bytes());
         list.push(b',');
     }
@@ -343,6 +352,21 @@ mod tests {
             ids: sys::Ids::default(),
             target: PathBuf::from("/none"),
         }
+    }
+
+    #[test]
+    fn what_is_a_flag_is_no_word_of_the_list() {
+        let options = |words: &[&str]| Mount {
+            options: words.iter().map(|word| (*word).to_owned()).collect(),
+            ..mount(1)
+        };
+        for (words, read_only) in
+            [(&["index=off", "ro"][..], true), (&["ro", "index=off", "rw"], false)]
+        {
+            assert_eq!(list(&options(words)), list(&mount(1)));
+            assert_eq!(is_read_only(&options(words)), read_only);
+        }
+        assert!(is_read_only(&Mount { upper: None, ..options(&["rw"]) }));
     }
 
     #[test]
