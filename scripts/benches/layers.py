@@ -199,6 +199,7 @@ class Bench:
         self.call("layer", "create", "copied-many-base", more=vfs)
         place = self.call("layer", "mount", "copied-many-base", more=vfs).strip()
         prepare.shell(*TAR, "-xf", self.source("some.tar"), "-C", place)
+        self.call("layer", "umount", "copied-many-base", more=vfs)
         self.call("layer", "create", "--parent", "copied-many-base", "copied-many", more=vfs)
 
     def plyfs(self, *words, more=()):
