@@ -162,7 +162,7 @@ fn dispatch(cli: Cli) -> std::result::Result<u8, Failure> {
         Command::Layer(args) => return Ok(layer::run(&args, &cli.state)?),
         Command::Driver(args) => driver::run(&args, &cli.state)?,
         Command::Check(args) => return Ok(check::run(&args, &cli.state)?),
-        Command::Prune(args) => prune::run(&args, &cli.state)?,
+        Command::Prune(args) => return Ok(prune::run(&args, &cli.state)?),
         Command::Generate(args) => generate::run(&args, Cli::command())?,
     }
     Ok(0)

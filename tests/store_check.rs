@@ -136,12 +136,17 @@ fn a_refused_removal_leaves_the_store_open(store: &driver_kit::Store) {
     }
     let store = Box_(store);
     two_layers(&store);
-    store.0.read_write("lost", Some("base"));
+    store.0.read_only("lower", Some("base"));
+    store.0.read_write("lost", Some("lower"));
+    store.0.read_only("other", Some("lower"));
     store.0.see("lost", |_| {
-        store.plyfs(&["prune"]).exits(1).complains("in use");
+        // Only what that lies on stays with it.
+        let done = store.plyfs(&["prune"]).exits(1);
+        done.complains("layer 'lost': in use by ").says("other  ").says("\n1 layer removed");
+        assert_eq!(done.stderr.matches("plyfs: ").count(), 1, "{}", done.story());
         store.does(&["layer", "ls"]).says("box");
     });
-    store.does(&["prune"]).says("1 layer removed");
+    store.does(&["prune"]).says("2 layers removed");
 }
 
 fn nothing_is_pruned_where_parents_cannot_be_told(store: &driver_kit::Store) {

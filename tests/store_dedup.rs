@@ -313,25 +313,50 @@ every_driver! {
     refused, a_filesystem_that_shares_nothing_is_told;
 }
 
-/// An immutable file stays as it is, and is no reason to leave the others.
-#[test]
-fn what_cannot_be_shared_is_told_and_the_rest_is_done() {
-    disk::with(crate::this_test!(), "xfs", "vfs", false, |store| {
-        let store = Box_(store);
-        store.does(&["layer", "create", "a"]);
-        let own = store.0.own("a");
-        for name in ["1", "2", "3", "x", "y"] {
-            let seed = u64::from(name > "9");
-            fs::write(own.join(name), noise(seed, MIB)).unwrap();
+/// A layer of three files of one content and two of another, the first two of which have an attribute of chattr(1).
+fn beside_two_with(attribute: &str, refused: u64, store: &Store) {
+    let store = Box_(store);
+    store.does(&["layer", "create", "a"]);
+    let own = store.0.own("a");
+    let chattr = |how: &str| {
+        Cmd::new("chattr").arg(how).arg(own.join("1")).arg(own.join("2")).succeeds();
+    };
+    // Copying on write can be left off for empty files only.
+    if attribute == "C" {
+        for name in ["1", "2"] {
+            fs::write(own.join(name), "").unwrap();
         }
-        let chattr = |how: &str| Cmd::new("chattr").arg(how).arg(own.join("1")).arg(own.join("2"));
-        chattr("+i").succeeds();
-        let done = store.plyfs(&["layer", "dedup"]).run();
-        chattr("-i").succeeds();
-        assert_eq!(done.status, 1, "{}", done.story());
-        done.complains("plyfs: warning: layer 'a': share the blocks of \"/").says("failed");
-        assert!(is_shared(&own.join("x")) && is_shared(&own.join("y")));
-    });
+        chattr("+C");
+    }
+    for name in ["1", "2", "3", "4", "x", "y"] {
+        let seed = u64::from(name > "9");
+        fs::write(own.join(name), noise(seed, MIB)).unwrap();
+    }
+    chattr(&format!("+{attribute}"));
+    let done = store.plyfs(&["layer", "dedup", "--json"]).run();
+    if attribute != "C" {
+        chattr(&format!("-{attribute}"));
+    }
+    assert_eq!((done.status, done.stderr.as_str()), (0, ""), "{}", done.story());
+    let told: Value = serde_json::from_str(&done.stdout).unwrap();
+    let counts = ["shared", "refused", "failed"].map(|key| number(&told, key));
+    assert_eq!(counts, [3, refused, 0], "{told}");
+    assert!(is_shared(&own.join("x")) && is_shared(&own.join("y")));
+    for name in ["1", "2", "3", "4"] {
+        assert!(fs::read(own.join(name)).unwrap() == noise(0, MIB), "{name}");
+    }
+}
+
+/// Immutable files stay as they are, and are no reason to leave the others.
+#[test]
+fn immutable_files_are_left_alone() {
+    disk::with(crate::this_test!(), "xfs", "vfs", false, |store| beside_two_with("i", 1, store));
+}
+
+/// btrfs lets them share with each other, and not with others.
+#[test]
+fn files_without_copy_on_write_share_with_each_other() {
+    disk::with(crate::this_test!(), "btrfs", "vfs", false, |store| beside_two_with("C", 0, store));
 }
 
 #[test]

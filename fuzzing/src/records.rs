@@ -121,11 +121,15 @@ fn told<T>(result: plyfs::Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(error) => {
-            let text = error.to_string();
-            assert!(!text.contains('\n'), "an error of several lines: {text}");
+            one_line(&error);
             None
         }
     }
+}
+
+fn one_line(error: &plyfs::Error) {
+    let text = error.to_string();
+    assert!(!text.contains('\n'), "an error of several lines: {text}");
 }
 
 impl Scene {
@@ -226,12 +230,12 @@ impl Scene {
             assert!(!leaks, "an archive of layer {name} holds what lies beside the store");
         }
         told(store.check(false, &mut |_| ()));
-        told(store.prune(true));
+        told(store.prune(true, &mut |error| one_line(error)));
         told(store.create(&id("y"), Some(&id("c")), &Create::default()));
         for name in ["y", "c", "b", "a", "x"] {
             told(store.remove(&id(name)));
         }
-        told(store.prune(false));
+        told(store.prune(false, &mut |error| one_line(error)));
         told(self.open());
     }
 

@@ -70,6 +70,7 @@ fn text(done: &Deduped) -> String {
     for (number, what) in [
         (files.already, "did before"),
         (files.changed, "were changed meanwhile"),
+        (files.refused, "cannot (immutable, or in use for swap)"),
         (files.failed, "failed"),
     ] {
         if number > 0 {

@@ -48,6 +48,8 @@ pub struct Shared {
     pub already: u64,
     /// Files that were written meanwhile, and have other content now.
     pub changed: u64,
+    /// Files whose blocks nobody may replace: immutable, or in use for swap.
+    pub refused: u64,
     /// Files and directories that could not be read, or not be shared; each was told ([`Progress::Failed`]).
     pub failed: u64,
 }

@@ -288,9 +288,37 @@ impl Store {
     }
 
     /// Removes storage that no record names and nobody is working on; with `only_look` it is told and stays. What a layer
-    /// with a record lies on stays too.
-    pub fn prune(&self, only_look: bool) -> Result<Vec<Pruned>> {
-        // Where it cannot be told what a layer lies on, nothing is removed.
+    /// with a record lies on stays too. What cannot be removed is told to `failed` and stays, with what it lies on; all else goes.
+    pub fn prune(&self, only_look: bool, failed: &mut dyn FnMut(&Error)) -> Result<Vec<Pruned>> {
+        let mut left = self.superfluous()?;
+        let (mut pruned, mut stays) = (Vec::new(), Vec::new());
+        while !left.is_empty() {
+            // What lies on others goes before them; a ring of parents has no end to begin with.
+            let below: Vec<LayerId> =
+                left.iter().filter_map(|id| self.driver.parent(id).ok().flatten()).collect();
+            let (stay, go): (Vec<_>, Vec<_>) = left.into_iter().partition(|id| below.contains(id));
+            let (stay, go) = if go.is_empty() { (Vec::new(), stay) } else { (stay, go) };
+            for id in go {
+                let parent = self.driver.parent(&id).ok().flatten();
+                if !stays.contains(&id) {
+                    match self.prune_one(&id, only_look) {
+                        Ok(Some(one)) => {
+                            pruned.push(one);
+                            continue;
+                        }
+                        Ok(None) => {}
+                        Err(error) => failed(&error),
+                    }
+                }
+                stays.extend(parent);
+            }
+            left = stay;
+        }
+        Ok(pruned)
+    }
+
+    /// Storage that no record names, but what a layer with a record lies on. An error where that cannot be told.
+    fn superfluous(&self) -> Result<Vec<LayerId>> {
         let mut wanted = Vec::new();
         for id in self.driver.list()? {
             match self.find(&id) {
@@ -312,19 +340,7 @@ impl Store {
                 wanted.extend(self.driver.parent(&id)?);
             }
         }
-        let mut pruned = Vec::new();
-        while !left.is_empty() {
-            // What lies on others goes before them; a ring of parents has no end to begin with.
-            let below: Vec<LayerId> =
-                left.iter().filter_map(|id| self.driver.parent(id).ok().flatten()).collect();
-            let (stay, go): (Vec<_>, Vec<_>) = left.into_iter().partition(|id| below.contains(id));
-            let (stay, go) = if go.is_empty() { (Vec::new(), stay) } else { (stay, go) };
-            for id in go {
-                pruned.extend(self.prune_one(&id, only_look)?);
-            }
-            left = stay;
-        }
-        Ok(pruned)
+        Ok(left)
     }
 
     fn prune_one(&self, id: &LayerId, only_look: bool) -> Result<Option<Pruned>> {

@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, IFlags, Mode, OFlags};
 use rustix::ioctl::{Opcode, opcode};
 
 use super::change;
@@ -69,6 +69,26 @@ pub fn share(from: &File, to: &File, offset: u64, length: u64) -> io::Result<u64
             return Err(error);
         }
     }
+}
+
+/// Whether an error of [`share`] is about what `to` is, and would be the same each time: ioctl_fideduperange(2) has EPERM for what is
+/// immutable (and for what is somebody else's), and ETXTBSY for swap files.
+pub fn is_refused(to: &File, error: &io::Error) -> bool {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => flags(to).intersects(IFlags::IMMUTABLE),
+        Some(libc::ETXTBSY) => true,
+        _ => false,
+    }
+}
+
+/// Whether a file is written in place, without copying (`chattr +C`): on btrfs it shares blocks only with such files.
+pub fn is_in_place(file: &File) -> bool {
+    flags(file).intersects(IFlags::NOCOW)
+}
+
+/// None where the filesystem has no flags.
+fn flags(file: &File) -> IFlags {
+    rustix::fs::ioctl_getflags(file).unwrap_or(IFlags::empty())
 }
 
 /// Whether files in a directory can share blocks, found by trying with two files that have no name.

@@ -43,6 +43,7 @@ enum Fate {
     Shared,
     Changed,
     Gone,
+    Refused,
     Failed,
 }
 
@@ -93,7 +94,9 @@ impl Job<'_> {
                     continue;
                 }
             }
-            let Some(sum) = self.sum(entry, &file, 0, size.min(HEAD)) else { continue };
+            let Some(mut sum) = self.sum(entry, &file, 0, size.min(HEAD)) else { continue };
+            // Those that cannot share with each other are compared apart.
+            sum[0] ^= u8::from(share::is_in_place(&file));
             places.extend(place.map(|place| (place, clusters.len())));
             let (first, others, blocks) = (number, Vec::new(), stat.blocks);
             clusters.push(Cluster { first, others, sum, blocks });
@@ -127,6 +130,7 @@ impl Job<'_> {
                 match self.share(&source, entry) {
                     Fate::Shared => shared += 1,
                     Fate::Changed => (self.found.changed, kept) = (self.found.changed + 1, true),
+                    Fate::Refused => (self.found.refused, kept) = (self.found.refused + 1, true),
                     Fate::Failed => kept = true,
                     Fate::Gone => {}
                 }
@@ -149,6 +153,7 @@ impl Job<'_> {
                 Err(_) if !is_long(source, entry.size) || !is_long(&file, entry.size) => {
                     return Fate::Changed;
                 }
+                Err(error) if share::is_refused(&file, &error) => return Fate::Refused,
                 Err(error) => {
                     let path = entry.dir.path.join(&*entry.name);
                     self.fail(entry.dir.tree, &path, "share the blocks of", &error);
