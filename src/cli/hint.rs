@@ -1,5 +1,7 @@
 //! What to do about an error, where we know.
 
+use std::io::ErrorKind;
+
 use crate::error::Error;
 
 /// One line of advice.
@@ -16,6 +18,13 @@ pub(super) fn hint(error: &Error) -> Option<&'static str> {
         }
         Error::Io { path, .. } if path.as_os_str() == "/dev/fuse" => {
             Some("plyfs doctor shows what this host allows; ordinary users need mode 0666 there")
+        }
+        Error::Io { path, source, .. }
+            if path.ends_with("lock") && source.kind() == ErrorKind::ReadOnlyFilesystem =>
+        {
+            Some(
+                "a store that cannot be written is read through another: --root ELSEWHERE --storage-opt additionalimagestore=DIR",
+            )
         }
         _ => None,
     }
@@ -34,6 +43,7 @@ mod tests {
             (Error::unsupported("user namespace", "refused"), Some("plyfs doctor")),
             (io("/dev/fuse"), Some("plyfs doctor")),
             (io("/elsewhere"), None),
+            (Error::io("open", "/ro/lock", ErrorKind::ReadOnlyFilesystem.into()), Some("a store")),
         ];
         for (error, start) in table {
             let hint = hint(&error);
