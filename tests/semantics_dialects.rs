@@ -65,11 +65,15 @@ both! { attribute_whiteouts_of_a_lower_hide_what_is_beneath, |t| {
 fn opaque(t: &Test, mark: impl Fn(&Path)) {
     let (top, low) = layers(t, &["d", "d/top=top"]);
     mark(&top.join("d"));
-    let fs = t.mount_lowers(&[&top, &low]);
+    let mut fs = t.mount_lowers(&[&top, &low]);
     assert_eq!(names(fs.at("d")), ["top"]);
     assert!(!exists(fs.at("d/f")));
     fs::create_dir(fs.at("d/sub")).unwrap();
     assert_eq!(names(fs.at("d/sub")).len(), 0);
+    // The copy of the directory lies over what the mark is in.
+    fs.remount();
+    assert_eq!(names(fs.at("d")), ["sub", "top"]);
+    assert_eq!(text(fs.at("d/top")), "top");
 }
 
 both! { a_native_opaque_mark_of_a_lower_hides_what_is_beneath, |t| {

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, symlink};
+use std::path::PathBuf;
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FlockOperation, IFlags, SeekFrom, StatxFlags, copy_file_range,
@@ -228,6 +229,43 @@ both! { inode_flags_are_told_and_set, |t| {
     }
     let lower = ioctl_getflags(File::open(t.lower("low")).unwrap()).unwrap();
     assert!(!lower.contains(IFlags::NODUMP), "a lower was changed");
+}}
+
+/// Takes the flags away again, without which the file can be removed.
+struct Flagged(PathBuf);
+
+impl Drop for Flagged {
+    fn drop(&mut self) {
+        if let Ok(file) = File::open(&self.0) {
+            if let Err(error) = ioctl_setflags(&file, IFlags::empty()) {
+                eprintln!("chattr = {}: {error}", self.0.display());
+            }
+        }
+    }
+}
+
+both! { append_only_files_are_only_appended_to, |t| {
+    t.needs(t.is_root(), "root of the host: chattr +a");
+    let mut fs = t.mount(&["low=1"]);
+    put(fs.at("up"), "1");
+    let _flagged = ["low", "up"].map(|name| {
+        let file = File::open(fs.at(name)).unwrap();
+        ioctl_setflags(&file, ioctl_getflags(&file).unwrap() | IFlags::APPEND).unwrap();
+        Flagged(t.upper(name))
+    });
+    for _ in 0..2 {
+        for name in ["low", "up"] {
+            append(fs.at(name), "2");
+            let options = || File::options().write(true).clone();
+            let over = options().open(fs.at(name)).and_then(|file| file.write_all_at(b"x", 0));
+            assert_eq!(errno(over), Errno::PERM, "{name}");
+            assert_eq!(errno(options().truncate(true).open(fs.at(name))), Errno::PERM, "{name}");
+        }
+        fs.remount();
+    }
+    for name in ["low", "up"] {
+        assert_eq!(text(fs.at(name)), "122", "{name}");
+    }
 }}
 
 both! { the_attributes_of_xfs_io_are_told_and_set, |t| {

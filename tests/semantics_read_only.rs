@@ -35,6 +35,10 @@ impl Mine {
     }
 
     fn new(t: &Test, options: &str) -> Mine {
+        Mine::with(t, Stack { options: options.to_owned(), ..t.stack() })
+    }
+
+    fn with(t: &Test, stack: Stack) -> Mine {
         Mine::needs(t);
         for dir in ["lower", "upper", "work", "merged"] {
             give(&t.at(dir));
@@ -42,7 +46,6 @@ impl Mine {
         // The build directory may be closed to him.
         let program = t.at("plyfs");
         fs::copy(backend::plyfs(), &program).unwrap();
-        let stack = Stack { options: options.to_owned(), ..t.stack() };
         let mine = Mine { program, list: backend::list(&stack), point: stack.point };
         mine.call(&["mount", "-o", &mine.list]);
         mine
@@ -183,6 +186,14 @@ both! { read_only_directories_of_an_ordinary_user_are_changed, OnlyPlyfs, |t| {
             fs::create_dir(m.join("made")).unwrap();
             fs::set_permissions(m.join("made"), PermissionsExt::from_mode(0o555)).unwrap();
             fs::remove_dir(m.join("made")).unwrap();
+            for bits in [0, 0o300] {
+                fs::DirBuilder::new().mode(bits).create(m.join("made")).unwrap();
+                fs::remove_dir(m.join("made")).unwrap();
+                fs::DirBuilder::new().mode(bits).create(m.join("made")).unwrap();
+                fs::create_dir(m.join("new")).unwrap();
+                mv(m.join("new"), m.join("made"));
+                fs::remove_dir(m.join("made")).unwrap();
+            }
         },
         |m| {
             assert_eq!(names(m), ["gone", "inside", "mode", "over", "there"]);
@@ -231,8 +242,26 @@ both! { files_closed_to_their_owner_keep_their_marks, OnlyPlyfs, |t| {
     assert_eq!(mode(t.lower("f")) & 0o777, 0o644, "lower layers are left alone");
 }}
 
+both! { directories_of_two_layers_that_are_closed_to_him_are_seen_from_outside, OnlyPlyfs, |t| {
+    Mine::needs(t);
+    let lowers = [t.layer("top", &["root", "f=f"]), t.layer("low", &["root", "root/g=g", "g=g"])];
+    for lower in &lowers {
+        chmod(lower.join("root"), 0o700);
+    }
+    let mine = Mine::with(t, Stack { lowers: lowers.to_vec(), ..t.stack() });
+    mine.act(
+        |m| put(m.join("new"), "new"),
+        |m| {
+            assert_eq!(names(m), ["f", "g", "new", "root"]);
+            assert_eq!(mode(m.join("root")) & 0o7777, 0o700);
+            assert_eq!(errno(fs::read_dir(m.join("root"))), Errno::ACCESS);
+            assert_eq!(errno(fs::metadata(m.join("root/g"))), Errno::ACCESS);
+        },
+    );
+}}
+
 both! { a_read_only_metacopy_gets_its_data_at_the_first_write, OnlyPlyfs, |t| {
-    plant(&t.at("lower"), &["f=data", "g=data", "moved=data"]);
+    plant(&t.at("lower"), &["f=data", "g=data", "moved=data", "program=data"]);
     chmod(t.lower("f"), 0o444);
     chmod(t.lower("moved"), 0o444);
     let mine = Mine::new(t, "metacopy=on");
@@ -246,8 +275,11 @@ both! { a_read_only_metacopy_gets_its_data_at_the_first_write, OnlyPlyfs, |t| {
             open.write_all(b"+").unwrap();
             assert_eq!(text(m.join("g")), "data+");
             mv(m.join("moved"), m.join("there"));
+            chmod(m.join("program"), 0o4711);
+            mv(m.join("program"), m.join("set-id"));
         },
         |m| {
+            assert_eq!(mode(m.join("set-id")) & 0o7777, 0o4711);
             assert_eq!(text(m.join("f")), "data");
             assert_eq!(text(m.join("g")), "data+");
             assert_eq!(text(m.join("there")), "data");

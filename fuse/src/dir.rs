@@ -202,7 +202,13 @@ impl Overlay {
             if !self.handleless {
                 inode.opens.fetch_add(1, Ordering::Relaxed);
             }
-            let data = Data { fd, reads: true, writes: true, count: self.open_data.count() };
+            let data = Data {
+                fd,
+                reads: true,
+                writes: true,
+                appends: false,
+                count: self.open_data.count(),
+            };
             inode.state.lock().data = Some(Arc::new(data));
         }
         inode
@@ -403,7 +409,13 @@ impl Overlay {
         inode.opens.fetch_add(1, Ordering::Relaxed);
         room.into_iter().for_each(|room| room.came(Used::of(&stat)));
         self.keep_booked(&file);
-        let data = Data { fd: file, reads: true, writes: true, count: self.open_data.count() };
+        let data = Data {
+            fd: file,
+            reads: true,
+            writes: true,
+            appends: false,
+            count: self.open_data.count(),
+        };
         inode.state.lock().data = Some(Arc::new(data));
         self.bound_open_data(&inode);
         self.entry(&inode)

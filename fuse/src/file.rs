@@ -190,15 +190,22 @@ impl Overlay {
                 return Err(Error::code("open", inode.path(), sys::ESTALE));
             }
             let fd = open(sys::O_RDONLY).on("open", inode.path())?;
-            return Ok(Data { fd, reads: true, writes: false, count });
+            return Ok(Data { fd, reads: true, writes: false, appends: false, count });
         }
-        if let Ok(fd) = open(sys::O_RDWR) {
-            return Ok(Data { fd, reads: true, writes: true, count });
+        let refused = match open(sys::O_RDWR) {
+            Ok(fd) => return Ok(Data { fd, reads: true, writes: true, appends: false, count }),
+            Err(e) => sys::errno(&e),
+        };
+        // What has the attribute of that name (chattr(1)) can be opened for nothing else.
+        if write && refused == sys::EPERM {
+            if let Ok(fd) = open(sys::O_WRONLY | sys::O_APPEND) {
+                return Ok(Data { fd, reads: false, writes: true, appends: true, count });
+            }
         }
         // The daemon may not be allowed both: an ordinary user's own file of mode 0400, say.
         let flags = if write { sys::O_WRONLY } else { sys::O_RDONLY };
         let fd = open(flags).on("open", inode.path())?;
-        Ok(Data { fd, reads: !write, writes: write, count })
+        Ok(Data { fd, reads: !write, writes: write, appends: false, count })
     }
 
     /// Reads; a short count means the end of the file.
@@ -245,6 +252,9 @@ impl Overlay {
         let inode = self.inode(ino, "write")?;
         self.copy_up_data(&inode, None)?;
         let data = self.data(&inode, true)?;
+        if data.appends && sys::fstat(&data.fd).on("write", inode.path())?.size != offset {
+            return Err(Error::code("write", inode.path(), sys::EPERM));
+        }
         let span = Span { offset, length: bytes.len() as u64, divisible: true };
         let write = |length| {
             let bytes = usize::try_from(length).ok().and_then(|length| bytes.get(..length));
@@ -406,7 +416,12 @@ impl Overlay {
         }
         if !inode.is_dir() {
             let data = self.data(&inode, false)?;
-            return sys::inode_ioctl(&data.fd, request, input, out_size).on("ioctl", inode.path());
+            let done = sys::inode_ioctl(&data.fd, request, input, out_size);
+            if sys::ioctl_changes(request) == Some(true) {
+                // What was opened before could be written as if nothing had changed.
+                inode.state.lock().data = None;
+            }
+            return done.on("ioctl", inode.path());
         }
         let fd =
             self.at(&inode, |dir, name| sys::open(dir, name, flags)).on("open", inode.path())?;

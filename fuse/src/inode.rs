@@ -110,6 +110,8 @@ pub struct Data {
     pub reads: bool,
     /// It can be written; it is the upper object's then.
     pub writes: bool,
+    /// Only at its end.
+    pub appends: bool,
     /// It counts as open.
     pub count: OpenCount,
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
-use crate::sys;
+use crate::sys::{self, Name};
 
 /// Held alone while any mode is not its own. Comes last of all locks: only system calls are made
 /// under it.
@@ -134,6 +134,12 @@ pub(crate) fn remove_xattr(dir: impl AsFd, name: &OsStr, key: &OsStr) -> io::Res
 pub(crate) fn open(dir: impl AsFd, name: &OsStr, flags: i32) -> io::Result<OwnedFd> {
     let dir = dir.as_fd();
     lend(&[(dir, name)], || sys::open(dir, name, flags))
+}
+
+/// [`sys::list`] of an upper directory.
+pub(crate) fn list(dir: impl AsFd) -> io::Result<Vec<Name>> {
+    let dir = dir.as_fd();
+    lend(&[(dir, OsStr::new(""))], || sys::list(dir))
 }
 
 /// [`sys::rename`] between the upper layer and the work directory. The directories on both sides may

@@ -17,7 +17,7 @@ use crate::lend;
 use crate::namei::View;
 use crate::redirect;
 use crate::sys::{self, Stat};
-use crate::whiteout;
+use crate::whiteout::{self, Space};
 
 impl Overlay {
     /// The data of a metacopy found in `parent` as `name`, from the layers below `below`.
@@ -76,7 +76,8 @@ impl Overlay {
 
     /// Whether a copy-up of this file may leave the data where it is.
     pub(crate) fn may_metacopy(&self, stat: &Stat) -> bool {
-        self.options.metacopy && stat.kind() == sys::S_IFREG && stat.size > 0 && stat.nlink == 1
+        let marked = self.options.metacopy && self.stack.space != Space::None;
+        marked && stat.kind() == sys::S_IFREG && stat.size > 0 && stat.nlink == 1
     }
 
     /// Marks a file in the work directory as a metacopy of what the lower layers have under its name.

@@ -12,6 +12,7 @@ use std::fmt;
 use crate::acl::{self, AclError};
 use crate::options::{IdMap, Options, XattrPermissions};
 
+pub(crate) use record::is_record;
 pub use record::{
     OVERRIDE_NAMES, Override, OverrideKind, override_name, shown_xattr, stored_xattr,
 };

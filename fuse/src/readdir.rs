@@ -16,6 +16,7 @@ use crate::Overlay;
 use crate::attr::Attr;
 use crate::error::{Context, Error, Result};
 use crate::inode::{Ino, Inode};
+use crate::lend;
 use crate::namei::View;
 use crate::sys::{self, Name};
 use crate::whiteout;
@@ -150,7 +151,7 @@ impl Overlay {
         if let Some(dir) = &view.upper {
             let xattr_whiteouts = view.xattr_whiteouts();
             let layer = Layer { view, dir, xattr_whiteouts, upper: true, alone };
-            self.merge_layer(&layer, sys::list(dir)?, &mut seen, &mut listing)?;
+            self.merge_layer(&layer, lend::list(dir)?, &mut seen, &mut listing)?;
         }
         for (lower, names) in view.lowers.iter().zip(lists) {
             let dir = &self.lower_dir(lower)?;
@@ -226,7 +227,7 @@ impl Overlay {
             let Some(upper) = &view.upper else {
                 return Ok(true);
             };
-            let names = sys::list(upper)?;
+            let names = lend::list(upper)?;
             if names.is_empty() {
                 return Ok(true);
             }

@@ -57,6 +57,15 @@ pub(crate) fn dir_marks(dir: BorrowedFd<'_>, name: &OsStr, space: Space) -> io::
     lend::lend(&[(dir, name)], || whiteout::marks(dir, name, space))
 }
 
+/// Whether an object of this kind takes xattrs. Where the filesystem has none, nothing does.
+fn bears_its_own(kind: u32, space: Space) -> bool {
+    match space {
+        Space::Trusted => true,
+        Space::None => false,
+        _ => matches!(kind, sys::S_IFREG | sys::S_IFDIR),
+    }
+}
+
 /// The marks of an upper object, those kept here included.
 pub(crate) fn marks(
     upper: &Upper,
@@ -65,7 +74,7 @@ pub(crate) fn marks(
 ) -> io::Result<Marks> {
     let space = upper.dialect.space;
     let mut marks = dir_marks(dir, name, space)?;
-    if matches!(kind, sys::S_IFREG | sys::S_IFDIR) || space == Space::Trusted {
+    if bears_its_own(kind, space) {
         return Ok(marks);
     }
     if marks.origin.is_none() {
@@ -117,7 +126,7 @@ pub(crate) fn records(
     (dir, name): (BorrowedFd<'_>, &OsStr),
     kind: u32,
 ) -> Vec<OsString> {
-    if upper.work.marks().is_none() || matches!(kind, sys::S_IFREG | sys::S_IFDIR) {
+    if upper.work.marks().is_none() || bears_its_own(kind, upper.dialect.space) {
         return Vec::new();
     }
     KEYS.iter().filter_map(|key| record(dir, name, key).ok()).collect()

@@ -18,12 +18,14 @@ use crate::identity::disk_acl;
 use crate::inode::{Ino, Inode};
 use crate::lend;
 use crate::options::XattrPermissions;
-use crate::owner::{shown_xattr, stored_xattr};
+use crate::owner::{is_record, shown_xattr, stored_xattr};
 use crate::quota::{Reserved, Used, booked};
 use crate::sys;
 
 const SPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 const ESCAPE: &[u8] = b"overlay.";
+/// What a program may do whoever runs it (capabilities(7)).
+pub(crate) const CAPABILITY: &str = "security.capability";
 
 /// The name under which a user's xattr is stored.
 fn escape(key: &OsStr) -> OsString {
@@ -67,6 +69,10 @@ pub(crate) fn copy(
         {
             continue;
         }
+        // A mark that was read where it lay would hide what the copy lies over.
+        if is_reserved(&key) && !is_record(&key) {
+            continue;
+        }
         let name = OsStr::from_bytes(&key);
         let kept = records == XattrPermissions::Off || shown_xattr(records, name).is_some();
         let Some(mut value) = sys::get_xattr(from.0, from.1, name)?.filter(|_| kept) else {
@@ -75,9 +81,10 @@ pub(crate) fn copy(
         if records != XattrPermissions::Off && name == acl::ACCESS {
             value = disk_acl(value, is_dir);
         }
-        let optional = key.starts_with(b"trusted.")
-            || (key.starts_with(b"security.") && key != b"security.capability");
-        let needed = key.starts_with(b"system.") || key == b"security.capability";
+        let optional =
+            key.starts_with(b"trusted.") || (key.starts_with(b"security.") && name != CAPABILITY);
+        // Other access lists, as of NFS, mean nothing elsewhere.
+        let needed = is_acl(name) || name == CAPABILITY;
         // An ACL that comes early may close the copy.
         match lend::set_xattr(to.0, to.1, name, &value) {
             Err(e) if optional && matches!(sys::errno(&e), sys::EPERM | sys::EOPNOTSUPP) => {}
@@ -194,6 +201,8 @@ impl Overlay {
 
     fn xattr_changed(&self, inode: &Arc<Inode>, key: &OsStr) {
         if key == OsStr::new(acl::DEFAULT) {
+            // Who makes a name there notes what he read before that.
+            let _names = inode.dir().map(|dir| dir.ns.write());
             inode.state.lock().default_acl = None;
         }
     }

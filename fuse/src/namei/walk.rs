@@ -282,7 +282,11 @@ impl<'a> Walk<'a> {
                     let dir = dir.as_fd();
                     lend::lend(&[(dir, OsStr::new(""))], || whiteout::has_opaque_file(dir))?
                 }
-                Pending::OpaqueFile(dir) => whiteout::has_opaque_file(open(dir)?.as_fd())?,
+                Pending::OpaqueFile(dir) => match whiteout::has_opaque_file(open(dir)?.as_fd()) {
+                    // Nobody gets to see what is in it, nor in those below.
+                    Err(e) if sys::errno(&e) == sys::EACCES => false,
+                    other => other?,
+                },
             };
             if hidden {
                 return Ok(true);

@@ -253,7 +253,7 @@ pub fn shown_xattr(mode: XattrPermissions, name: &OsStr) -> Option<Cow<'_, OsStr
     if bytes.starts_with(SECURITY_PREFIX) { None } else { Some(Cow::Borrowed(name)) }
 }
 
-fn is_record(name: &[u8]) -> bool {
+pub(crate) fn is_record(name: &[u8]) -> bool {
     OVERRIDE_NAMES.iter().any(|record| record.as_bytes() == name)
 }
 

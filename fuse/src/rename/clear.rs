@@ -39,7 +39,7 @@ impl Overlay {
         }
         let inside = sys::open(&*there.fd, target.name, sys::O_PATH | sys::O_DIRECTORY)
             .on("open", target.name)?;
-        if sys::list(&inside).on("list", target.name)?.is_empty() {
+        if lend::list(&inside).on("list", target.name)?.is_empty() {
             return Ok(());
         }
         if self.stack.space == Space::None {
@@ -102,7 +102,7 @@ impl Overlay {
             return Ok(false);
         }
         let inside = sys::open(&*there.fd, name, sys::O_PATH | sys::O_DIRECTORY)?;
-        Ok(!sys::list(&inside)?.is_empty())
+        Ok(!lend::list(&inside)?.is_empty())
     }
 
     /// The record by which a directory keeps its number when it no longer merges.
