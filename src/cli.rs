@@ -184,22 +184,27 @@ fn start_log(debug: bool) {
     log.init();
 }
 
+/// A line on standard error; that nobody reads it is no failure.
+fn say(line: std::fmt::Arguments<'_>) {
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
 /// Says what went wrong, and what to do about it where we know.
 fn complain(error: &Error) {
-    eprintln!("plyfs: {error}");
+    say(format_args!("plyfs: {error}"));
     if let Some(hint) = hint::hint(error) {
-        eprintln!("hint: {hint}");
+        say(format_args!("hint: {hint}"));
     }
 }
 
 /// Says what is worth knowing but no failure.
 fn warn(text: &str) {
-    eprintln!("plyfs: warning: {text}");
+    say(format_args!("plyfs: warning: {text}"));
 }
 
 /// Says what was asked for besides data.
 fn tell(text: &str) {
-    eprintln!("plyfs: {text}");
+    say(format_args!("plyfs: {text}"));
 }
 
 /// Writes a value as JSON to standard output.
@@ -236,12 +241,15 @@ fn raw_output() -> crate::Result<File> {
     out.map(File::from).map_err(|error| Error::io("dup", "standard output", error))
 }
 
-/// Writes data to standard output, all of it or an error.
+/// Writes text to standard output, all of it or an error. A reader that has gone has seen enough: that changes no status.
 fn print(bytes: &[u8]) -> crate::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(bytes)
-        .and_then(|()| out.flush())
-        .map_err(|error| Error::io("write", "standard output", error))
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::io("write", "standard output", error))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

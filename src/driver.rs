@@ -15,7 +15,7 @@ mod hardlink;
 mod layered;
 mod layout;
 mod limits;
-mod options;
+pub(crate) mod options;
 mod overlay2;
 pub mod registry;
 mod shelf;
@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context, Error, Result};
@@ -288,6 +289,10 @@ pub(crate) fn no_limits() -> Error {
 pub(crate) fn lock_root(root: &Path) -> Result<File> {
     let path = root.join("lock");
     let file = change::open_or_create(&path).on("open", &path)?;
+    // One that others may read was made by an older version, and could be locked by anybody.
+    if file.metadata().is_ok_and(|found| found.mode() & 0o077 != 0) {
+        change::chmod(&path, 0o600).on("chmod", &path)?;
+    }
     sys::lock_file(&file, true).on("lock", &path)?;
     Ok(file)
 }

@@ -120,7 +120,7 @@ impl Store {
             match found.place {
                 // From now on its own directory is a lower one, without its work directory.
                 None => {
-                    drop(self.hold_unwritten(parent)?);
+                    self.note_turn(parent, &mut seen)?;
                     self.settle_names(parent)?;
                 }
                 Some(_) => self.may_show(&found)?,
@@ -128,7 +128,7 @@ impl Store {
             seen.parent = Some(found);
         }
         if let Some(template) = &spec.template {
-            seen.template = Some(self.may_copy(template, &seen, spec)?);
+            seen.template = Some(self.may_copy(template, &mut seen, spec)?);
         }
         Ok(seen)
     }

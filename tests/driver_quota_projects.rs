@@ -158,6 +158,14 @@ every_disk! {
         });
         // Around the mount they hold for all that may not exceed quotas.
         lab.held(|| refused(put(store.own("a").join("direct"), STEP)));
+        if store.driver.name() != "vfs" {
+            // Others lie on it now, so it is only read.
+            store.read_write("b", Some("a"));
+            lab.see("a", |root| {
+                assert!(root.join("half").is_file());
+                assert!(fs::write(root.join("new"), "x").is_err());
+            });
+        }
     };
 
     limits_change_at_once, |lab| {

@@ -224,6 +224,27 @@ fn packed_archives_are_read_to_their_end() {
 }
 
 #[test]
+fn windows_of_zstd_are_limited_as_by_zstd_itself() {
+    let bytes = tar().file("a", "x").end();
+    let with_window = |log: u32| {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(log).unwrap();
+        encoder.write_all(&bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    Place::new().apply(&with_window(27)).unwrap();
+    let refusal = Place::new().refusal(&with_window(28));
+    assert!(
+        refusal.contains("more than 134217728 bytes of memory, the limit 'window'"),
+        "{refusal}"
+    );
+    let mut place = Place::new();
+    assert!(place.limits.set("window", u64::MAX));
+    place.apply(&with_window(28)).unwrap();
+    assert!(!place.limits.set("windows", 1));
+}
+
+#[test]
 fn limits_are_named() {
     let zeros = gz(&tar().file("z", &"\0".repeat(4 << 20)).end());
     let sparse =

@@ -47,6 +47,7 @@ mod overlay_quota;
 mod overlay_settle;
 mod overlay_stress;
 mod overlay_upper;
+mod run_command;
 mod semantics_acl;
 mod semantics_copy_up;
 mod semantics_delete;
@@ -89,6 +90,7 @@ mod store_kit;
 mod store_layers;
 mod store_links;
 mod store_lost;
+mod store_ordinary;
 mod store_shared;
 mod store_template;
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use plyfs::driver::{Create, LayerId};
@@ -11,6 +11,8 @@ use plyfs::driver::{Create, LayerId};
 use crate::common::cmd::Cmd;
 use crate::driver_kit;
 use crate::every_driver;
+use crate::layer_apply_kit::Tar;
+use crate::semantics_kit::names;
 use crate::store_kit::{Box_, tree};
 
 fn a_layer_is_filled_changed_and_given_back(store: &driver_kit::Store) {
@@ -104,12 +106,26 @@ fn wrong_input_changes_nothing(store: &driver_kit::Store) {
     store.does(&["layer", "create", "--read-only", "bad"]);
     store.plyfs(&["layer", "apply", "bad", junk.to_str().unwrap()]).exits(1);
     store.does(&["layer", "create", "--parent", "base", "box"]);
+    let archive = store.0.sandbox.at("base.tar");
+    let archive = archive.to_str().unwrap();
     for (words, why) in [
         (&["layer", "create", "base"][..], "already exists"),
         (&["layer", "create", "--parent", "none", "x"], "layer 'none': not found"),
         (&["layer", "create", "a/b"], "may hold letters"),
         (&["layer", "create", "--opt", "colour=red", "x"], "colour"),
         (&["layer", "create", "--read-only", "--opt", "size=1G", "x"], "size"),
+        (
+            &["layer", "apply", "--limit", "colour=1", "bad", "/dev/null"],
+            "limit 'colour': there are bytes, ratio,",
+        ),
+        (
+            &["layer", "apply", "--limit", "bytes=0", "bad", "/dev/null"],
+            "limit 'bytes': less than 1",
+        ),
+        (
+            &["layer", "apply", "--limit", "entries=1", "bad", archive],
+            "more than 1 entries, the limit 'entries'",
+        ),
         (&["layer", "apply", "base", "/dev/null"], "holds an archive already"),
         (&["layer", "apply", "box", "/dev/null"], "--read-only"),
         (&["layer", "rm", "none"], "layer 'none': not found"),
@@ -123,8 +139,7 @@ fn wrong_input_changes_nothing(store: &driver_kit::Store) {
     assert_eq!(names, ["bad", "base", "box"]);
     assert_eq!(fs::read_dir(store.0.root().join("pending")).unwrap().count(), 0);
     // What could not be filled is as empty as before.
-    let archive = store.0.sandbox.at("base.tar");
-    store.does(&["layer", "apply", "bad", archive.to_str().unwrap()]);
+    store.does(&["layer", "apply", "--limit", "entries=1k,bytes=1g", "bad", archive]);
     assert_eq!(store.0.differences("base", "bad"), [] as [&str; 0]);
 }
 
@@ -221,7 +236,35 @@ fn content_is_made_to_last_as_it_is_asked_for(store: &driver_kit::Store) {
     }
 }
 
+/// Marks go where the driver's mounts look for them.
+fn deletions_are_seen_with_options_for_marks_elsewhere(store: &driver_kit::Store) {
+    let name = store.driver.name();
+    if name == "vfs" || name == "overlay" {
+        return println!("skipped: {name} has no marks");
+    }
+    let store = Box_(store);
+    let option = format!("{name}.mountopt=userxattr");
+    let does = |words: &[&str]| store.does(&[&["--storage-opt", &option, "layer"], words].concat());
+    for (layer, parent, files) in [
+        ("base", None, &["d/old", "e", "f/x"][..]),
+        ("top", Some("base"), &["d/.wh..wh..opq", "d/new", "e/x", "f"]),
+    ] {
+        let tar = files.iter().fold(Tar::default(), |tar, file| tar.file(file, "x"));
+        let archive = store.0.sandbox.at("archive.tar");
+        fs::write(&archive, tar.end()).unwrap();
+        let parent: Vec<&str> = parent.iter().flat_map(|parent| ["--parent", parent]).collect();
+        does(&[&["create", "--read-only"], &parent[..], &[layer]].concat());
+        does(&["apply", layer, archive.to_str().unwrap()]);
+    }
+    does(&["create", "--parent", "top", "box"]);
+    let at = PathBuf::from(does(&["mount", "box"]).stdout.trim_end());
+    assert_eq!((names(at.join("d")), names(at.join("e"))), (vec!["new".into()], vec!["x".into()]));
+    assert!(at.join("f").is_file());
+    does(&["umount", "box"]);
+}
+
 every_driver! {
+    marks, deletions_are_seen_with_options_for_marks_elsewhere;
     sync, content_is_made_to_last_as_it_is_asked_for;
     filled_changed_and_given_back, a_layer_is_filled_changed_and_given_back;
     in_use_is_not_removed, a_layer_in_use_is_not_removed;

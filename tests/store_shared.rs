@@ -7,12 +7,9 @@ use std::time::{Duration, Instant};
 
 use plyfs::mount::count::Counts;
 
-use crate::common::cmd::Cmd;
-use crate::common::needs::Need;
-use crate::common::sandbox::Sandbox;
 use crate::driver_kit;
+use crate::every_driver;
 use crate::store_kit::{Box_, tree};
-use crate::{every_driver, needs};
 
 /// Where a layer is after it has been mounted.
 fn mounted(store: &Box_<'_>, name: &str) -> PathBuf {
@@ -137,59 +134,118 @@ fn each_further_user_costs_the_same(store: &driver_kit::Store) {
     }
 }
 
+/// A layer is filled by one copy of what its template or its parent holds at one time.
+fn what_is_written_while_it_is_copied_is_no_copy(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.does(&["layer", "create", "one"]);
+    for number in 0..3000 {
+        fs::write(store.0.own("one").join(format!("{number}")), "x").unwrap();
+    }
+    let root = store.0.root();
+    let create = |name: &str| store.plyfs(&["layer", "create", "--template", "one", name]);
+    let counts = Counts::open(&root.join("run")).unwrap();
+    let (meanwhile, after) = (create("two"), create("three"));
+    std::thread::scope(|scope| {
+        let creation = scope.spawn(move || meanwhile.run());
+        let start = Instant::now();
+        let says = || fs::read_to_string(root.join("pending/two")).unwrap_or_default();
+        while !says().ends_with("create") {
+            assert!(start.elapsed() < Duration::from_secs(30), "it is never made");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let held = counts.hold("one").unwrap();
+        held.take().unwrap();
+        assert!(held.give_back().unwrap());
+        drop(held);
+        let done = creation.join().unwrap();
+        assert_eq!(done.status, 1, "{}", done.story());
+        done.complains("layer 'one': in use by another plyfs process that changes it");
+    });
+    store.plyfs(&["layer", "exists", "two"]).exits(1);
+    after.succeeds();
+    store.does(&["check"]).says("2 layers, nothing wrong");
+}
+
+fn who_can_write_is_noted_and_who_reads_is_not(store: &driver_kit::Store) {
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    let counts = Counts::open(&store.0.root().join("run")).unwrap();
+    for (name, writes) in [("base", false), ("box", true)] {
+        let turn = || counts.hold(name).unwrap().turn().unwrap();
+        let before = turn();
+        mounted(&store, name);
+        store.does(&["layer", "umount", name]);
+        assert_eq!(turn() != before, writes, "{name}");
+    }
+}
+
+/// Neither sees what the other writes.
+fn a_directory_and_a_mount_are_not_had_at_once(store: &driver_kit::Store) {
+    if store.driver.name() != "fuse-overlay" {
+        return println!(
+            "skipped: {} mounts a layer the same way with and without limits",
+            store.driver.name()
+        );
+    }
+    let store = Box_(store);
+    store.does(&["layer", "create", "a"]);
+    let at = mounted(&store, "a");
+    let limit = store.plyfs(&["layer", "quota", "a", "--size", "1G"]).run();
+    if limit.status != 0 || !at.ends_with("diff") {
+        return println!("skipped: the layer is mounted in any case");
+    }
+    store
+        .plyfs(&["layer", "mount", "a"])
+        .exits(1)
+        .complains("layer 'a': in use by its mount, 1 times");
+    store.does(&["layer", "umount", "a"]);
+    assert_ne!(mounted(&store, "a"), at);
+    store.does(&["layer", "umount", "a"]);
+}
+
+fn who_would_write_is_told_that_others_only_read(store: &driver_kit::Store) {
+    let name = store.driver.name();
+    if name == "vfs" || name == "overlay" {
+        return println!("skipped: a layer that {name} shows to be written has no options");
+    }
+    let store = Box_(store);
+    store.fill("base", None, &tree(store.0));
+    store.does(&["layer", "create", "--parent", "base", "box"]);
+    let read_only = ["layer", "mount", "-o", "ro", "box"];
+    let at = PathBuf::from(store.does(&read_only).stdout.trim_end());
+    assert!(fs::write(at.join("a"), "x").is_err());
+    store
+        .plyfs(&["layer", "mount", "box"])
+        .exits(1)
+        .complains("option 'ro': layer 'box' is mounted");
+    store.does(&read_only);
+    store.does(&["layer", "umount", "box"]);
+    store.does(&["layer", "umount", "box"]);
+    fs::write(mounted(&store, "box").join("a"), "x").unwrap();
+    store.does(&["layer", "umount", "box"]);
+}
+
+/// Whoever can lock what all commands lock has them wait.
+fn nobody_else_can_lock_a_store(store: &driver_kit::Store) {
+    let store = Box_(store);
+    let lock = store.0.root().join("lock");
+    let bits = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    store.does(&["layer", "create", "a"]);
+    assert_eq!(bits(&lock), 0o600);
+    fs::set_permissions(&lock, fs::Permissions::from_mode(0o644)).unwrap();
+    store.does(&["layer", "ls"]);
+    assert_eq!(bits(&lock), 0o600);
+}
+
 every_driver! {
+    copied, what_is_written_while_it_is_copied_is_no_copy;
+    turns, who_can_write_is_noted_and_who_reads_is_not;
+    both_ways, a_directory_and_a_mount_are_not_had_at_once;
+    only_read, who_would_write_is_told_that_others_only_read;
+    locks, nobody_else_can_lock_a_store;
     read_only, a_read_only_layer_cannot_be_written_by_who_has_it;
     parents, no_layer_lies_on_one_that_somebody_writes;
     costs, each_further_user_costs_the_same;
     waiting, who_waits_for_a_template_keeps_nobody_from_other_layers;
-}
-
-/// An ordinary user without a namespace of his own.
-#[test]
-fn who_may_not_mount_is_given_the_directory_and_keeps_others_off() {
-    needs!(Root);
-    let sandbox = Sandbox::new();
-    let home = sandbox.dir("home");
-    std::os::unix::fs::chown(&home, Some(54321), Some(54321)).unwrap();
-    fs::write(home.join("a"), "one\n").unwrap();
-    let plyfs = |words: &[&str]| {
-        let user =
-            ["--reuid=54321", "--regid=54321", "--clear-groups", env!("CARGO_BIN_EXE_plyfs")];
-        let cmd = Cmd::new("setpriv").args(user).cwd(&home).arg("--root").arg(home.join("store"));
-        cmd.args(["--driver", "vfs"]).args(words)
-    };
-    Cmd::new("tar")
-        .cwd(&home)
-        .args(["-cf", "base.tar", "--owner=54321", "--group=54321", "a"])
-        .succeeds();
-    for name in ["base", "empty"] {
-        plyfs(&["layer", "create", "--read-only", name]).succeeds();
-    }
-    plyfs(&["layer", "apply", "base", "base.tar"]).succeeds();
-    for name in ["base", "empty"] {
-        let at = plyfs(&["layer", "mount", name]).succeeds().stdout;
-        assert!(Path::new(at.trim_end()).is_dir(), "{at}");
-    }
-    // Who may mount is given the same meanwhile, and takes nothing from the other when he gives it back.
-    let root = home.join("store");
-    let own = root.join("vfs/dir/base");
-    let inside = |words: &[&str]| {
-        let user = ["--reuid=54321", "--regid=54321", "--clear-groups", "unshare", "-Urm"];
-        let cmd = Cmd::new("setpriv").args(user).arg(env!("CARGO_BIN_EXE_plyfs")).cwd(&home);
-        cmd.arg("--root").arg(&root).args(["--driver", "vfs", "layer"]).args(words)
-    };
-    if Need::AnyUserNs.met() {
-        inside(&["mount", "base"]).succeeds().says(own.to_str().unwrap());
-        inside(&["umount", "base"]).succeeds();
-    }
-    let create = ["layer", "create", "--parent", "base", "box"];
-    plyfs(&create).exits(1).complains("layer 'base': in use by its mount, 1 times");
-    plyfs(&["layer", "create", "--template", "base", "copy"]).exits(1).complains("'base': in use");
-    plyfs(&["layer", "apply", "empty", "base.tar"]).exits(1).complains("'empty': in use");
-    for name in ["base", "empty"] {
-        plyfs(&["layer", "umount", name]).succeeds();
-    }
-    plyfs(&create).succeeds();
-    plyfs(&["layer", "apply", "empty", "base.tar"]).succeeds();
-    plyfs(&["check"]).succeeds().says("3 layers, nothing wrong");
 }

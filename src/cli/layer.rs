@@ -9,6 +9,7 @@ use plyfs_fuse::options::IdMap;
 
 use super::progress;
 use super::state::{StateArgs, pairs};
+use crate::driver::options::number;
 use crate::driver::{Ids, LayerId, MountOptions};
 use crate::error::{Context, Error, Result};
 use crate::layer::apply::Limits;
@@ -42,6 +43,10 @@ enum Verb {
     Create(Creation),
     /// Fill an empty read-only layer from a tar archive, plain or compressed with gzip or zstd, and print its size
     Apply {
+        /// Take archives of more than is usual: bytes, ratio (unpacked to packed), entries, depth, name, path, window (of zstd); N with k, m, g or
+        /// t. What is refused says which
+        #[arg(long = "limit", value_name = "NAME=N", value_delimiter = ',')]
+        limits: Vec<String>,
         /// Its name
         id: String,
         /// The archive; standard input without, or for -
@@ -161,7 +166,9 @@ fn work(args: &Args, state: &StateArgs) -> Result<u8> {
     let store = state.open()?;
     match &args.verb {
         Verb::Create(creation) => create(&store, creation)?,
-        Verb::Apply { id, file } => apply(&store, id, file.as_deref(), state.json)?,
+        Verb::Apply { limits, id, file } => {
+            apply(&store, id, file.as_deref(), &self::limits(limits)?, state.json)?
+        }
         Verb::Diff { output, id } => diff(&store, &LayerId::new(id)?, output.as_deref())?,
         Verb::Changes { id } => {
             super::changes::show(&store.changes(&LayerId::new(id)?)?, state.json)?
@@ -227,7 +234,22 @@ fn create(store: &Store, wanted: &Creation) -> Result<()> {
     store.create(&id, parent.as_ref(), &spec)
 }
 
-fn apply(store: &Store, id: &str, file: Option<&Path>, json: bool) -> Result<()> {
+/// Each as `NAME=N`.
+fn limits(given: &[String]) -> Result<Limits> {
+    let mut limits = Limits::default();
+    for text in given {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        let what = format!("limit '{name}'");
+        if !Limits::NAMES.contains(&name) {
+            let why = format!("there are {}", Limits::NAMES.join(", "));
+            return Err(Error::invalid(what, why));
+        }
+        limits.set(name, number(&what, value, 1)?);
+    }
+    Ok(limits)
+}
+
+fn apply(store: &Store, id: &str, file: Option<&Path>, limits: &Limits, json: bool) -> Result<()> {
     let id = LayerId::new(id)?;
     let (archive, size): (Box<dyn Read>, _) = match file.filter(|path| path.as_os_str() != "-") {
         Some(path) => {
@@ -244,7 +266,7 @@ fn apply(store: &Store, id: &str, file: Option<&Path>, json: bool) -> Result<()>
         None => (Box::new(io::stdin().lock()), None),
     };
     let mut archive = progress::reading(format!("apply {id}"), size, archive);
-    let applied = store.apply(&id, &mut archive, &Limits::default())?;
+    let applied = store.apply(&id, &mut archive, limits)?;
     if json {
         return super::print_json(&applied);
     }

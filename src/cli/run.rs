@@ -77,15 +77,21 @@ pub fn run(args: &Args) -> Result<u8, Failure> {
         super::complain(error);
         return Ok(outcome.status);
     }
-    if args.json {
-        super::print(&json(&outcome)?)?;
-    } else if !args.quiet {
-        super::print(&lines(&outcome))?;
+    let shown = match (args.json, args.quiet) {
+        (true, _) => json(&outcome).and_then(|text| super::print(&text)),
+        (_, true) => Ok(()),
+        _ => super::print(&lines(&outcome)),
+    };
+    let mut status = outcome.status;
+    if let Err(error) = shown {
+        super::complain(&error);
+        // What the command said about itself counts for more.
+        status = if status == 0 { error.exit_code() } else { status };
     }
     if let (true, Some(upper)) = (args.keep, &outcome.upper) {
         super::tell(&format!("changes are kept in {}", upper.display()));
     }
-    Ok(outcome.status)
+    Ok(status)
 }
 
 fn spec(args: &Args) -> crate::Result<Spec> {

@@ -42,7 +42,7 @@ pub(super) fn fill(
 ) -> Result<Applied> {
     let Target { root, lowers, belief, deletions } = target;
     let whiteouts = match deletions {
-        Deletions::Overlay => Whiteouts::Overlay { user: !tree::has_initial_privilege() },
+        Deletions::Overlay => Whiteouts::Overlay { user: belief.keeps_in_user() },
         Deletions::Remove => Whiteouts::Remove,
     };
     // Also where nobody shows the record: the layer can be given back, and seen by a driver that does.

@@ -25,7 +25,7 @@ const REFUSED: [&str; 3] = ["vfat", "ecryptfs", "aufs"];
 /// Opens the driver, after FUSE has been seen to work.
 pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     let settings = config.settings(NAME, &["size", "mountopt"], &[])?;
-    change::make_dirs(&config.root, 0o777).on("create", &config.root)?;
+    change::make_dirs(&config.root, 0o755).on("create", &config.root)?;
     refuse_backing(NAME, &config.root, &REFUSED)?;
     attempt()?;
     let typed = try_with_room(&config.root.join(HOME), true, || {

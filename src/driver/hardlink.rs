@@ -70,7 +70,7 @@ struct Hardlink {
 /// Opens the driver, after the kernel's overlay has been seen to work.
 pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     let settings = config.settings(NAME, &["mountopt"], &[])?;
-    change::make_dirs(&config.root, 0o777).on("create", &config.root)?;
+    change::make_dirs(&config.root, 0o755).on("create", &config.root)?;
     let home = config.root.join(HOME);
     if home.join("l").symlink_metadata().is_ok() {
         let why = "is a store of containers/storage or iSulad, not of the legacy driver";

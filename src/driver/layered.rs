@@ -78,7 +78,12 @@ impl Layered {
         options.extend(label.map(|label| format!("context=\"{label}\"")));
         let upper = (!read_only).then(|| (own, dir.join("work")));
         let (ids, target) = (wanted.ids.clone(), dir.join("merged"));
-        Ok(Mount { kind: self.kind, lowers, upper, options, ids, target })
+        let mut mount = Mount { kind: self.kind, lowers, upper, options, ids, target };
+        // The kernel's overlay merges two directories at least.
+        if mount.kind == Kind::Overlay && mount.upper.is_none() && mount.lowers.len() == 1 {
+            (mount.kind, mount.options) = (Kind::Bind, Vec::new());
+        }
+        Ok(mount)
     }
 
     /// A layer that has no parent is its own directory, unless only a mount shows what it holds, or holds everybody to its
@@ -188,10 +193,6 @@ impl Driver for Layered {
     fn shown(&self, id: &LayerId, options: &MountOptions, target: PathBuf) -> Result<Mount> {
         let mut mount = self.mount(id, options, true)?;
         mount.target = target;
-        // The kernel's overlay merges two directories at least.
-        if mount.kind == Kind::Overlay && mount.lowers.len() == 1 {
-            (mount.kind, mount.options) = (Kind::Bind, Vec::new());
-        }
         Ok(mount)
     }
 
@@ -368,7 +369,7 @@ const TRIAL: &str = ".trial-";
 impl Trial {
     /// Makes one in the root of a store, which is made too when it is missing.
     pub(super) fn new(root: &Path) -> Result<Trial> {
-        change::make_dirs(root, 0o777).on("create", root)?;
+        change::make_dirs(root, 0o755).on("create", root)?;
         let _making = super::lock_root(root)?;
         Trial::sweep(root)?;
         let name = publish::random_name(12).on("getrandom", "")?;

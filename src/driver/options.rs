@@ -246,7 +246,7 @@ pub(super) fn no_project(id: &LayerId) -> Error {
 }
 
 /// A whole number with a binary suffix: 64k, 10M, 2GiB.
-fn number(what: &str, text: &str, least: u64) -> Result<u64> {
+pub(crate) fn number(what: &str, text: &str, least: u64) -> Result<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let factor = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" | "b" => Some(1),

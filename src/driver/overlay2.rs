@@ -27,7 +27,7 @@ const IGNORED: [&str; 2] = ["override_kernel_check", "skip_mount_home"];
 /// Opens the driver, after it has been seen to work on the store's filesystem.
 pub(super) fn open(config: &Config) -> Result<Box<dyn Driver>> {
     let settings = config.settings(NAME, &["size", "mountopt"], &IGNORED)?;
-    change::make_dirs(&config.root, 0o777).on("create", &config.root)?;
+    change::make_dirs(&config.root, 0o755).on("create", &config.root)?;
     refuse_backing(NAME, &config.root, &REFUSED)?;
     // `trusted.*` is for root of the initial user namespace alone.
     let user = !tree::has_initial_privilege();

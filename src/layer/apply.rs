@@ -79,9 +79,30 @@ pub struct Limits {
     pub window: u64,
 }
 
+impl Limits {
+    /// The names of all, as errors and [`Limits::set`] have them.
+    pub const NAMES: [&str; 7] = ["bytes", "ratio", "entries", "depth", "name", "path", "window"];
+
+    /// Sets one by its name; false where there is none of that name.
+    pub fn set(&mut self, name: &str, value: u64) -> bool {
+        let limit = match name {
+            "bytes" => &mut self.bytes,
+            "ratio" => &mut self.ratio,
+            "entries" => &mut self.entries,
+            "depth" => &mut self.depth,
+            "name" => &mut self.name,
+            "path" => &mut self.path,
+            "window" => &mut self.window,
+            _ => return false,
+        };
+        *limit = value;
+        true
+    }
+}
+
 impl Default for Limits {
     /// Far beyond what images hold. A ratio that deflate can reach (1032) is let through: a file of zeros is
-    /// no attack, and the bytes are limited anyway.
+    /// no attack, and the bytes are limited anyway. A window is what zstd(1) takes without being asked.
     fn default() -> Limits {
         Limits {
             bytes: 256 << 30,
@@ -90,7 +111,7 @@ impl Default for Limits {
             depth: 1024,
             name: 255,
             path: 4095,
-            window: 32 << 20,
+            window: 128 << 20,
         }
     }
 }

@@ -129,12 +129,13 @@ fn compare(trees: &Comparison<'_>) -> Result<(Stack, Sorted)> {
         old: old.map(|stack| Side { stack, links: Links::default() }),
         changes: Sorted::default(),
         changed: HashSet::new(),
+        alike: Vec::new(),
+        wanted: None,
         todo: Vec::new(),
     };
-    let base = walk.old.as_ref().map(|old| old.stack.root(0)).unwrap_or_default();
-    walk.todo.push(Dir { path: PathBuf::new(), new: walk.new.stack.root(0), old: base });
-    while let Some(dir) = walk.todo.pop() {
-        walk.visit(&dir)?;
+    walk.run()?;
+    if walk.has_alike_links() {
+        walk.run()?;
     }
     walk.compare_links();
     walk.changes.add_parents();
@@ -153,11 +154,14 @@ struct Side {
     links: Links,
 }
 
-/// Which names of a tree are one file.
+/// Device and inode of a file.
+type File = (u64, u64);
+
+/// Which names of a tree are one file, of those names that may not be the same in both trees.
 #[derive(Default)]
 struct Links {
-    files: HashMap<PathBuf, (u64, u64)>,
-    names: HashMap<(u64, u64), Vec<PathBuf>>,
+    files: HashMap<PathBuf, File>,
+    names: HashMap<File, Vec<PathBuf>>,
 }
 
 impl Links {
@@ -165,9 +169,13 @@ impl Links {
         found.stat.kind != Kind::Dir && found.stat.nlink > 1
     }
 
+    fn file(found: &Found) -> File {
+        (found.stat.dev, found.stat.ino)
+    }
+
     fn note(&mut self, path: &Path, found: &Found) {
         if Links::is_shared(found) {
-            let file = (found.stat.dev, found.stat.ino);
+            let file = Links::file(found);
             self.files.insert(path.to_path_buf(), file);
             self.names.entry(file).or_default().push(path.to_path_buf());
         }
@@ -192,10 +200,58 @@ struct Walk {
     changes: Sorted,
     /// Those of them that have several names, or had.
     changed: HashSet<PathBuf>,
+    /// Files with several names of which both trees have the same under one name: mostly all of two trees whose files are links
+    /// to each other, so no names are kept.
+    alike: Vec<File>,
+    /// In a second walk, for their names: those of them that have other names in one of the trees, too.
+    wanted: Option<HashSet<File>>,
     todo: Vec<Dir>,
 }
 
 impl Walk {
+    fn run(&mut self) -> Result<()> {
+        let old = self.old.as_ref().map(|old| old.stack.root(0)).unwrap_or_default();
+        self.todo.push(Dir { path: PathBuf::new(), new: self.new.stack.root(0), old });
+        while let Some(dir) = self.todo.pop() {
+            self.visit(&dir)?;
+        }
+        Ok(())
+    }
+
+    /// Whether names that are alike in both trees have to be compared with others; then they are wanted.
+    fn has_alike_links(&mut self) -> bool {
+        let alike = std::mem::take(&mut self.alike).into_iter();
+        let (old, new) = (self.old.as_ref(), &self.new);
+        let has_others =
+            |file: &File| old.iter().chain([&new]).any(|side| side.links.names.contains_key(file));
+        let wanted: HashSet<File> = alike.filter(has_others).collect();
+        let any = !wanted.is_empty();
+        self.wanted = Some(wanted);
+        any
+    }
+
+    fn note_links(&mut self, path: &Path, new: Option<&Found>, old: Option<&Found>) {
+        let Some(side) = &mut self.old else { return };
+        let alike = match (new, old) {
+            (Some(new), Some(old)) if Links::is_shared(new) => {
+                Some(Links::file(new)).filter(|file| *file == Links::file(old))
+            }
+            _ => None,
+        };
+        match (alike, &self.wanted) {
+            (Some(file), None) => return self.alike.push(file),
+            (Some(file), Some(wanted)) if wanted.contains(&file) => {}
+            (None, None) => {}
+            _ => return,
+        }
+        if let Some(found) = old {
+            side.links.note(path, found);
+        }
+        if let Some(found) = new {
+            self.new.links.note(path, found);
+        }
+    }
+
     fn visit(&mut self, dir: &Dir) -> Result<()> {
         let mut names: BTreeSet<OsString> = names(&self.new.stack, &dir.new)?;
         if let Some(old) = &self.old {
@@ -217,7 +273,9 @@ impl Walk {
                 self.entry(&dir.path, &name, (new, old))?;
             }
         }
-        self.changes.end(&dir.path);
+        if self.wanted.is_none() {
+            self.changes.end(&dir.path);
+        }
         Ok(())
     }
 
@@ -227,15 +285,25 @@ impl Walk {
         name: &OsStr,
         (new, old): (Option<Found>, Option<Found>),
     ) -> Result<()> {
-        let is_shared = |found: &Option<Found>| found.as_ref().is_some_and(Links::is_shared);
         let path = dir.join(name);
-        if let Some((side, found)) = self.old.as_mut().zip(old.as_ref()) {
-            side.links.note(&path, found);
+        self.note_links(&path, new.as_ref(), old.as_ref());
+        if self.wanted.is_none() {
+            self.note_change(&path, name, (new.as_ref(), old.as_ref()))?;
         }
-        if let Some(found) = &new {
-            self.new.links.note(&path, found);
+        if let Some(new) = new.filter(|new| new.stat.kind == Kind::Dir) {
+            let old = old.map(|old| old.dirs).unwrap_or_default();
+            self.todo.push(Dir { path, new: new.dirs, old });
         }
-        let kind = match (&new, &old, &self.old) {
+        Ok(())
+    }
+
+    fn note_change(
+        &mut self,
+        path: &Path,
+        name: &OsStr,
+        (new, old): (Option<&Found>, Option<&Found>),
+    ) -> Result<()> {
+        let kind = match (new, old, &self.old) {
             (None, Some(_), _) => Some(ChangeKind::Deleted),
             (Some(new), Some(old), Some(side)) => {
                 let equal = equal((&self.new.stack, new), (&side.stack, old), self.since)?;
@@ -246,13 +314,9 @@ impl Walk {
         };
         if let Some(kind) = kind {
             self.changes.note(name, kind);
-            if is_shared(&new) || is_shared(&old) {
-                self.changed.insert(path.clone());
+            if new.is_some_and(Links::is_shared) || old.is_some_and(Links::is_shared) {
+                self.changed.insert(path.to_path_buf());
             }
-        }
-        if let Some(new) = new.filter(|new| new.stat.kind == Kind::Dir) {
-            let old = old.map(|old| old.dirs).unwrap_or_default();
-            self.todo.push(Dir { path, new: new.dirs, old });
         }
         Ok(())
     }

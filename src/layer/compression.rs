@@ -53,6 +53,9 @@ pub fn detect(first: &[u8]) -> Result<Packing, &'static str> {
 /// The archive without its packing.
 pub struct Unpacked<R: BufRead>(Form<R>);
 
+/// More the library takes nowhere (`ZSTD_WINDOWLOG_MAX` of 64-bit machines).
+const WINDOW_LOG_MAX: u32 = 31;
+
 enum Form<R: BufRead> {
     Plain(R),
     Gzip(Box<GzDecoder<R>>),
@@ -71,7 +74,7 @@ impl<R: BufRead> Unpacked<R> {
             Packing::Gzip => Form::Gzip(Box::new(GzDecoder::new(packed))),
             Packing::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
-                decoder.window_log_max(window.max(1024).ilog2())?;
+                decoder.window_log_max(window.max(1024).ilog2().min(WINDOW_LOG_MAX))?;
                 Form::Zstd(Box::new(decoder))
             }
         }))

@@ -108,6 +108,11 @@ impl Belief {
         Belief { marks: Dialects::Nothing, ..self }
     }
 
+    /// The mount keeps its marks in `user.*`.
+    pub fn keeps_in_user(self) -> bool {
+        matches!(self.marks, Dialects::All | Dialects::Kernel(Space::User))
+    }
+
     /// Names that start with `.wh.` are marks.
     pub(super) fn dots(self) -> bool {
         matches!(self.marks, Dialects::All | Dialects::Cautious | Dialects::Fuse)

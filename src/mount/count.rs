@@ -31,7 +31,7 @@ use crate::durable;
 use crate::error::{Context, Error, Result};
 use crate::sys::{self, change, probe, publish};
 use record::{Begun, Maps, Record, Spelled, Used, VERSION, boot};
-use standing::given;
+use standing::{given, is_read_only};
 
 /// What follows the name: of a record, of one that is being written, of what is under way.
 const RECORD: &str = ".json";
@@ -203,6 +203,9 @@ impl Held {
             }
             Some(Current { record, .. }) => Record { count: self.more(record.count)?, ..record },
             None => {
+                if !is_read_only(mount) {
+                    self.next_turn()?;
+                }
                 self.begin(target, &maps)?;
                 let made = plan::perform_under(mount, server, Some(&self.lock)).map(Mounted::keep);
                 let found = made.and_then(|_| {
@@ -253,6 +256,7 @@ impl Held {
 
     /// One user more of a layer that is seen where it is.
     pub fn take(&self) -> Result<()> {
+        self.next_turn()?;
         self.write_used(self.more(self.used()?)?)
     }
 

@@ -66,9 +66,7 @@ fn attempt(job: &Job<'_>, door: Door) -> Result<u8> {
     let status = run_command(job, &server);
     close(&job.state.merged, &server);
     let status = status?;
-    if status != FAILED {
-        list_changes(job);
-    }
+    list_changes(job);
     Ok(status)
 }
 

@@ -1,7 +1,9 @@
 //! Layers that begin as copies of others.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::SystemTime;
 
 use super::{Found, Record, SPLIT, Store, changing};
 use crate::driver::{Create, Ids, LayerId};
@@ -14,6 +16,8 @@ use crate::sys::change;
 pub(super) struct Sources {
     pub(super) parent: Option<Found>,
     pub(super) template: Option<Record>,
+    /// Of those of ours: had somebody one for writing since, it is another.
+    turns: BTreeMap<LayerId, SystemTime>,
 }
 
 impl Store {
@@ -58,14 +62,14 @@ impl Store {
     pub(super) fn may_copy(
         &self,
         template: &LayerId,
-        seen: &Sources,
+        seen: &mut Sources,
         spec: &Create,
     ) -> Result<Record> {
         let record = self.copyable_at_rest(template)?;
         if let Some(why) = misplaced(&record, seen.parent.as_ref(), &spec.ids) {
             return Err(Error::invalid(format!("template '{template}'"), why));
         }
-        drop(self.hold_unwritten(template)?);
+        self.note_turn(template, seen)?;
         if record.has_other_ids_below() && (spec.read_only || !spec.ids.is_none()) {
             let why =
                 "was written with other ids below it; a copy is written too, and has the same ids";
@@ -73,6 +77,13 @@ impl Store {
         }
         self.settle_names(template)?;
         Ok(record)
+    }
+
+    /// Notes that nobody has a source who may write it.
+    pub(super) fn note_turn(&self, id: &LayerId, seen: &mut Sources) -> Result<()> {
+        let turn = self.hold_unwritten(id)?.turn()?;
+        seen.turns.insert(id.clone(), turn);
+        Ok(())
     }
 
     /// Keeps everybody from mounting what a layer is made from: what is changed meanwhile would be copied in part, and what
@@ -89,7 +100,14 @@ impl Store {
         // Whoever holds several does so in this order.
         ids.sort();
         ids.dedup();
-        ids.into_iter().map(|id| self.hold_unwritten(id)).collect()
+        let hold = |id: &LayerId| {
+            let held = self.hold_unwritten(id)?;
+            match seen.turns.get(id) {
+                Some(turn) if *turn != held.turn()? => Err(changing(id)),
+                _ => Ok(held),
+            }
+        };
+        ids.into_iter().map(hold).collect()
     }
 
     /// Notes what the new layer has from its template, which may have been filled or removed since it was `seen`.

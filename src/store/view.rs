@@ -37,7 +37,12 @@ impl Store {
         options.ids = record.ids_below(id, options.ids)?;
         options.read_only |= record.read_only;
         options.label = options.label.or_else(|| record.label.clone());
-        let mount = match self.explained(&found, self.driver.view(id, &options))? {
+        let view = self.explained(&found, self.driver.view(id, &options))?;
+        if matches!(&view, View::Mount(mount) if mount.upper.is_some()) {
+            // Whoever was given its directory would write behind the mount's back.
+            refuse_used(id, held.used()?)?;
+        }
+        let mount = match view {
             View::Path(path) => {
                 refuse_options(id, &asked)?;
                 return self.give_directory(&held, &record, path, options.ids);
@@ -186,7 +191,7 @@ impl Store {
             let target = self.target(id, &held)?;
             users = users.saturating_add(target.map_or(Ok(0), |target| held.writers(&target))?);
         }
-        if users > 0 { Err(mounted(id, users)) } else { Ok(held) }
+        refuse_used(id, users).map(|()| held)
     }
 
     pub(super) fn counts(&self) -> Result<Counts> {
@@ -301,6 +306,10 @@ impl Store {
     }
 }
 
+fn refuse_used(id: &LayerId, users: u64) -> Result<()> {
+    if users > 0 { Err(mounted(id, users)) } else { Ok(()) }
+}
+
 /// The options that somebody asks for, as a mount has them.
 pub(super) fn asked(options: &MountOptions) -> Vec<String> {
     let label = options.label.as_ref().map(|label| format!("context=\"{label}\""));
@@ -326,6 +335,12 @@ pub(super) fn take_part(
             );
             return Err(Error::invalid(format!("option '{option}'"), why));
         }
+    }
+    if held.lets_only_read(mount)? {
+        let why = format!(
+            "layer '{id}' is mounted already, with it; give it too, or unmount the layer first"
+        );
+        return Err(Error::invalid("option 'ro'", why));
     }
     held.mount(mount, &server())
 }

@@ -4,7 +4,7 @@
 
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use plyfs_fuse::sys::fault;
@@ -83,7 +83,8 @@ pub fn create_new(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create_new(true).open(path)
 }
 
-/// Opens a file for reading and writing, made empty where it is missing.
+/// Opens a file for reading and writing, made empty where it is missing. It is for its owner alone: whoever can read a file can
+/// lock it, and has others wait.
 pub fn open_or_create(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(true);
@@ -92,7 +93,7 @@ pub fn open_or_create(path: &Path) -> io::Result<File> {
         other => return other,
     }
     point()?;
-    options.create(true).truncate(false).open(path)
+    options.create(true).truncate(false).mode(0o600).open(path)
 }
 
 /// What an empty file is called that is kept for when none can be made: to give it another name takes no room.

@@ -222,7 +222,7 @@ fn by_hand(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Owner, then mode and attributes, which a change of owner clears, then times. `name` is empty for directories
+/// Owner, then attributes and mode, which a change of owner clears, then times. `name` is empty for directories
 /// themselves.
 fn attributes(
     (from, to): (BorrowedFd<'_>, BorrowedFd<'_>),
@@ -248,13 +248,14 @@ fn attributes(
             }
         })?;
     }
+    // Before the mode, with which its owner may not be allowed to; that keeps capabilities, and is what an access list has.
+    xattrs((from, to), name, how)?;
     if stat.kind != Kind::Symlink {
         let mode = Mode::from_raw_mode(stat.mode);
         change::point()?;
         // The name is one that was just made; by its path, since chmod of a descriptor needs it open for more.
         rustix::fs::chmod(proc_path(to, name), mode)?;
     }
-    xattrs((from, to), name, how)?;
     let time = Timespec { tv_sec: stat.mtime, tv_nsec: i64::from(stat.mtime_nsec) };
     let times = Timestamps { last_access: time, last_modification: time };
     change::point()?;

@@ -140,6 +140,7 @@ impl Trash {
         let is_dir =
             super::tree::find(dir, name)?.is_some_and(|stat| stat.kind == super::tree::Kind::Dir);
         let Some(top) = self.top.as_ref().filter(|_| is_dir) else { return Ok(false) };
+        let mut writable = false;
         loop {
             self.moved += 1;
             let to = OsString::from(format!(".plyfs-deep-{}", self.moved));
@@ -148,6 +149,12 @@ impl Trash {
             match rustix::fs::renameat_with(dir, name, top, &to, flags) {
                 Err(Errno::EXIST) => {}
                 Err(Errno::NOENT) => return Ok(true),
+                // Its `..` is written.
+                Err(Errno::ACCESS) if !writable => {
+                    writable = true;
+                    change::point()?;
+                    rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
+                }
                 other => return Ok(other.map(|()| true)?),
             }
         }

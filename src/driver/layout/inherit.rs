@@ -21,7 +21,6 @@ pub(in crate::driver) fn inherit(parent: &Path, child: &Path, theirs: bool) -> R
             other => other.on("chown", child)?,
         }
     }
-    change::chmod(child, found.mode() & 0o7777).on("chmod", child)?;
     let dir = tree::open_root(parent).on("open", parent)?;
     for key in tree::xattr_names(&dir, OsStr::new("")).on("list xattrs", parent)? {
         let text = key.to_string_lossy();
@@ -32,7 +31,8 @@ pub(in crate::driver) fn inherit(parent: &Path, child: &Path, theirs: bool) -> R
             change::set_xattr(child, &text, &value).on("set xattrs", child)?;
         }
     }
-    Ok(())
+    // Last: its owner may not be allowed to set attributes with it.
+    change::chmod(child, found.mode() & 0o7777).on("chmod", child)
 }
 
 /// Whether an owner is none that we may set.

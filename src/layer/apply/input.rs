@@ -20,6 +20,8 @@ const PACKED: usize = 64 * 1024;
 const WAITING: usize = 3;
 /// A ratio says nothing about less than this.
 const RATIO_FROM: u64 = 1024 * 1024;
+/// What the library says of a frame whose window is too large.
+const TOO_LARGE: &str = "requires too much memory";
 
 enum Piece {
     /// A buffer, and how many bytes of it are the archive's.
@@ -63,6 +65,7 @@ pub(super) struct Input<'a> {
     /// Bytes before the buffer.
     before: u64,
     ratio: u64,
+    window: u64,
     desk: (SyncSender<Piece>, Receiver<Vec<u8>>),
 }
 
@@ -110,6 +113,7 @@ impl<'a> Input<'a> {
             end: 0,
             before: 0,
             ratio: limits.ratio,
+            window: limits.window,
             desk: (desk.pieces, desk.archive),
         };
         Ok((input, End { hasher }))
@@ -216,6 +220,11 @@ impl<'a> Input<'a> {
         }
         if error.kind() == io::ErrorKind::UnexpectedEof {
             return self.truncated();
+        }
+        if error.to_string().contains(TOO_LARGE) {
+            let why =
+                format!("wants more than {} bytes of memory, the limit 'window'", self.window);
+            return Error::invalid("the archive", why);
         }
         let name = if self.packing == Packing::Gzip { "gzip" } else { "zstd" };
         Error::invalid("the archive", format!("is no valid {name}: {error}"))

@@ -434,9 +434,14 @@ impl<'a> Unpack<'a> {
         let file = self.create(name, 0o600)?;
         let (major, minor) = entry.device;
         let rdev = minor & 0xff | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12;
-        self.dress(&file, name, entry, 0o600)?;
         let record = self.setter.record(&file, OsStr::new(""), entry, (kind | entry.mode, rdev));
-        record.at("set attributes of", &self.dirs, name.as_bytes())
+        record.at("set attributes of", &self.dirs, name.as_bytes())?;
+        let mut plain = entry.clone();
+        if self.target.owners == Owners::Record {
+            // Nobody reads or sets attributes where he may not read or write the file.
+            plain.mode = entry.mode & 0o777 | 0o600;
+        }
+        self.dress(&file, name, &plain, 0o600)
     }
 
     /// Gives what has no descriptor what the entry has.
