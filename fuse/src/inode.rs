@@ -10,6 +10,7 @@
 //! shards are never held across a system call.
 
 mod limbo;
+mod parts;
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -23,6 +24,8 @@ use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
 
 use limbo::Limbo;
+pub use parts::Lowers;
+use parts::Rare;
 
 use crate::dirfd::{OpenCount, Slot};
 use crate::namei::{Above, Below, Misses};
@@ -124,7 +127,7 @@ pub struct State {
     /// Where the upper object is, if there is one.
     pub upper: Option<UpperAt>,
     /// The lower directories that merge into this one, top first.
-    pub lowers: Arc<[Arc<LowerDir>]>,
+    pub lowers: Lowers,
     /// The lower file: the object itself while there is no upper one.
     pub lower: Option<LowerFile>,
     /// Where the data is, when the topmost object is a metacopy.
@@ -143,10 +146,8 @@ pub struct State {
     pub default_acl: Option<bool>,
     /// It was made without a name, so it may get one whenever it has none.
     pub linkable: bool,
-    /// The redirect of the upper directory.
-    pub redirect: Option<Box<OsString>>,
-    /// Device and number of the upper object, once it was copied up.
-    pub copy: Option<Box<(u64, u64)>>,
+    /// The redirect of the upper directory, and where a copy-up led to.
+    pub(crate) rare: Option<Box<Rare>>,
 }
 
 /// The part only directories have.
@@ -335,9 +336,9 @@ impl Table {
     /// The upper object `real` (device, number) is this inode's from now on.
     pub fn copied(&self, inode: &Inode, real: (u64, u64)) {
         self.copies.insert(real, inode.ino.0);
-        let before = inode.state.lock().copy.replace(Box::new(real));
-        if let Some(before) = before.filter(|before| **before != real) {
-            self.copies.remove(&*before);
+        let before = inode.state.lock().set_copy(real);
+        if let Some(before) = before.filter(|before| *before != real) {
+            self.copies.remove(&before);
         }
     }
 
@@ -460,8 +461,8 @@ impl Table {
             if let Some((_, inode)) = gone {
                 let state = inode.state.lock();
                 idle.extend(state.links.iter().map(|link| link.parent.ino));
-                if let Some(copy) = &state.copy {
-                    self.copies.remove(&**copy);
+                if let Some(copy) = state.copy() {
+                    self.copies.remove(&copy);
                 }
                 if let (Some(op), Some(UpperAt::Pinned(pin))) = (op, &state.upper) {
                     let pin = pin.clone();

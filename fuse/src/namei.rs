@@ -23,7 +23,7 @@ use walk::{Pending, Place, Walk};
 use crate::Overlay;
 use crate::attr::Attr;
 use crate::error::{Context, Error, Result};
-use crate::inode::{Ino, Inode, LowerDir, State, UpperAt};
+use crate::inode::{Ino, Inode, LowerDir, Lowers, State, UpperAt};
 use crate::lend;
 use crate::side;
 use crate::sys::{self, Stat};
@@ -53,7 +53,7 @@ pub struct View {
     /// The upper directory.
     pub upper: Option<Arc<OwnedFd>>,
     /// The lower ones, top first.
-    pub lowers: Arc<[Arc<LowerDir>]>,
+    pub lowers: Lowers,
     impure: bool,
     xattr_whiteouts: bool,
     /// Which of the lower ones have what, once that is known.
@@ -372,7 +372,7 @@ fn copy_state(state: &mut State, found: &State) {
     state.impure = found.impure;
     state.xattr_whiteouts = found.xattr_whiteouts;
     state.has_origin = found.has_origin;
-    state.redirect = found.redirect.clone();
+    state.set_redirect(found.redirect().cloned());
 }
 
 /// Whether a file may be a metacopy: it has length, but no blocks other than one for its xattrs. No

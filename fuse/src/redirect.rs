@@ -111,9 +111,9 @@ impl Overlay {
         let base = loop {
             let (redirect, link) = {
                 let state = here.state.lock();
-                (state.redirect.clone(), state.links.first().cloned())
+                (state.redirect().cloned(), state.links.first().cloned())
             };
-            match (redirect.as_deref().and_then(|value| parse(value)), link) {
+            match (redirect.as_deref().and_then(parse), link) {
                 (Some(Target::Absolute(path)), _) => break path,
                 (_, None) => break PathBuf::new(),
                 (Some(Target::Sibling(name)), Some(link)) => {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Held, discard, writes_dots};
 use crate::Overlay;
 use crate::error::{Context, Error, Result};
-use crate::inode::{Ino, Inode, UpperAt};
+use crate::inode::{Ino, Inode, Lowers, UpperAt};
 use crate::lend;
 use crate::namei::{Found, check_name, is_pinned_to};
 use crate::side;
@@ -307,7 +307,7 @@ pub(crate) fn bury(inode: &Arc<Inode>, upper: Option<Arc<OwnedFd>>) {
     let Some(fd) = upper else { return };
     let mut state = inode.state.lock();
     state.upper = Some(UpperAt::Pinned(fd));
-    state.lowers = Arc::default();
+    state.lowers = Lowers::default();
 }
 
 /// Gives a name back to its inode: it did not go after all.

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::{View, hash_place};
 use crate::Overlay;
-use crate::inode::{Ino, Inode, LowerDir};
+use crate::inode::{Ino, Inode, Lowers};
 use crate::sys::{self, Name};
 use crate::whiteout;
 
@@ -35,7 +35,7 @@ const BYTES_A_MISS: u64 = 256;
 #[derive(Debug)]
 pub(crate) struct Below {
     /// The lower directories this is about.
-    lowers: Arc<[Arc<LowerDir>]>,
+    lowers: Lowers,
     words: Box<[u64]>,
     share: Share,
 }
@@ -201,8 +201,8 @@ impl View {
 
 impl Below {
     /// Whether this is about these lower directories.
-    pub(super) fn is_of(&self, lowers: &Arc<[Arc<LowerDir>]>) -> bool {
-        Arc::ptr_eq(&self.lowers, lowers)
+    pub(super) fn is_of(&self, lowers: &Lowers) -> bool {
+        self.lowers.is(lowers)
     }
 
     fn of(&self, name: &OsStr) -> &[u64] {

@@ -68,7 +68,6 @@ impl<'a> Walk<'a> {
         let origin =
             marks.origin.as_ref().and_then(|origin| self.overlay.numbers.of_origin(origin));
         let has_origin = marks.origin.is_some();
-        let redirect = marks.redirect.clone().map(Box::new);
         let numbers = &self.overlay.numbers;
         let copy = self.overlay.table.number_of_copy(stat.dev, stat.ino);
         let own = self.overlay.upper_number(&stat);
@@ -76,15 +75,15 @@ impl<'a> Walk<'a> {
             self.collect_dirs()?;
         }
         let lower = self.first_lower.map(|lower| numbers.of(lower.dev, lower.ino));
-        let state = State {
+        let mut state = State {
             upper: Some(UpperAt::Named),
             lowers: self.dirs.into(),
             impure: marks.impure,
             xattr_whiteouts: marks.xattr_whiteouts,
             has_origin,
-            redirect,
             ..State::default()
         };
+        state.set_redirect(marks.redirect.clone());
         Ok(Some(Found { stat, number: copy.or(lower).or(origin).unwrap_or(own), state }))
     }
 

@@ -10,7 +10,7 @@ use super::Side;
 use crate::Overlay;
 use crate::dir::Held;
 use crate::error::{Context, Result};
-use crate::inode::Inode;
+use crate::inode::{Inode, Lowers};
 use crate::lend;
 use crate::origin::Origin;
 use crate::side;
@@ -45,7 +45,7 @@ impl Overlay {
         if self.stack.space == Space::None {
             // The mark of a fresh one would be a file in it: `swap_over` takes the old one away.
             upper.dialect.set_opaque(there.fd.as_fd(), target.name).on("clear", target.name)?;
-            inode.state.lock().lowers = Arc::default();
+            inode.state.lock().lowers = Lowers::default();
             return Ok(());
         }
         let temp = upper.work.temp();
@@ -71,7 +71,7 @@ impl Overlay {
             self.dir_fds.fill(&dir.slot, Arc::new(fresh));
         }
         let mut state = inode.state.lock();
-        state.lowers = Arc::default();
+        state.lowers = Lowers::default();
         (state.impure, state.xattr_whiteouts) = (false, false);
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::{Counted, Side};
 use crate::Overlay;
 use crate::copy_up::restore_times;
 use crate::error::{Context, Error, Result};
-use crate::inode::Inode;
+use crate::inode::{Inode, Lowers};
 use crate::lend;
 use crate::options::RedirectDir;
 use crate::readdir::DirEntry;
@@ -56,7 +56,7 @@ impl Overlay {
         let key = self.stack.space.key("redirect");
         self.at(inode, |dir, name| lend::set_xattr(dir, name, &key, &value))
             .on("redirect", inode.path())?;
-        inode.state.lock().redirect = Some(Box::new(OsString::from_vec(value)));
+        inode.state.lock().set_redirect(Some(OsString::from_vec(value)));
         Ok(())
     }
 
@@ -121,8 +121,8 @@ impl Overlay {
         upper.dialect.set_opaque(here, top).at("make opaque", || dir.path())?;
         self.note_copy(dir, here, top);
         let mut state = dir.state.lock();
-        state.lowers = Arc::default();
-        state.redirect = None;
+        state.lowers = Lowers::default();
+        state.set_redirect(None);
         state.has_origin = true;
         drop(state);
         let before = sys::fstat(here).at("stat", || dir.path())?;
