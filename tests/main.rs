@@ -13,6 +13,7 @@
     unreachable_pub
 )]
 
+mod command_line;
 mod common;
 mod doctor;
 mod driver_choice;

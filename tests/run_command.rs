@@ -78,7 +78,9 @@ fn it_ends_as_the_command_does() {
     }
     fs::write(place.low.join("d/text"), "no program").unwrap();
     let run = |words: &[&str]| {
-        Cmd::plyfs().arg("run").arg("--lower").arg(&place.low).args(words).cwd(&place.low)
+        // A directory that cannot be searched may have it.
+        let plyfs = Cmd::plyfs().env("PATH", "/usr/bin:/bin");
+        plyfs.arg("run").arg("--lower").arg(&place.low).args(words).cwd(&place.low)
     };
     run(&["--", "./d/text"]).exits(126).complains("./d/text");
     run(&["--", "plyfs-none"]).exits(127).complains("plyfs-none");

@@ -124,6 +124,7 @@ fn files_that_their_owner_may_not_write_are_copied_with_their_attributes() {
     for (name, mode) in [("file", 0o444), ("dir", 0o555)] {
         let path = own.join(name);
         set_xattr(&path, "user.k", b"v").unwrap();
+        Cmd::new("setfacl").args(["-m", "u:1:r"]).arg(&path).succeeds();
         give(&path);
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
@@ -131,7 +132,10 @@ fn files_that_their_owner_may_not_write_are_copied_with_their_attributes() {
     for (name, bits) in [("file", 0o444), ("dir", 0o555)] {
         let path = user.own("b").join(name);
         assert_eq!(xattr(&path, "user.k").unwrap(), b"v", "{name}");
-        assert_eq!(mode(path) & 0o7777, bits, "{name}");
+        assert_eq!(mode(&path) & 0o7777, bits, "{name}");
+        let access =
+            |layer: &str| xattr(user.own(layer).join(name), "system.posix_acl_access").unwrap();
+        assert_eq!(access("b"), access("a"), "{name}");
     }
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use plyfs::mount::count::Counts;
+use plyfs::mount::count::{Counts, Held};
 
 use crate::driver_kit;
 use crate::every_driver;
@@ -74,6 +74,17 @@ fn no_layer_lies_on_one_that_somebody_writes(store: &driver_kit::Store) {
     assert!(fs::read_dir(store.0.root().join("pending")).unwrap().next().is_none());
 }
 
+/// The counts of the layer `one`, once `two` is being made from it.
+fn held_while_it_is_copied(root: &Path) -> Held {
+    let start = Instant::now();
+    let says = || fs::read_to_string(root.join("pending/two")).unwrap_or_default();
+    while !says().ends_with("create") {
+        assert!(start.elapsed() < Duration::from_secs(30), "it is never made");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Counts::open(&root.join("run")).unwrap().hold("one").unwrap()
+}
+
 /// Whoever holds a layer's counts may be at a mount, which takes long.
 fn who_waits_for_a_template_keeps_nobody_from_other_layers(store: &driver_kit::Store) {
     let store = Box_(store);
@@ -83,16 +94,9 @@ fn who_waits_for_a_template_keeps_nobody_from_other_layers(store: &driver_kit::S
     }
     let (root, fill) =
         (store.0.root(), store.plyfs(&["layer", "create", "--template", "one", "two"]));
-    let counts = Counts::open(&root.join("run")).unwrap();
     std::thread::scope(|scope| {
         let creation = scope.spawn(move || fill.run());
-        let start = Instant::now();
-        let says = || fs::read_to_string(root.join("pending/two")).unwrap_or_default();
-        while !says().ends_with("create") {
-            assert!(start.elapsed() < Duration::from_secs(30), "it is never made");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let held = counts.hold("one").unwrap();
+        let held = held_while_it_is_copied(&root);
         // By then it has been copied.
         std::thread::sleep(Duration::from_millis(1500));
         let was_there = !creation.is_finished();
@@ -143,17 +147,10 @@ fn what_is_written_while_it_is_copied_is_no_copy(store: &driver_kit::Store) {
     }
     let root = store.0.root();
     let create = |name: &str| store.plyfs(&["layer", "create", "--template", "one", name]);
-    let counts = Counts::open(&root.join("run")).unwrap();
     let (meanwhile, after) = (create("two"), create("three"));
     std::thread::scope(|scope| {
         let creation = scope.spawn(move || meanwhile.run());
-        let start = Instant::now();
-        let says = || fs::read_to_string(root.join("pending/two")).unwrap_or_default();
-        while !says().ends_with("create") {
-            assert!(start.elapsed() < Duration::from_secs(30), "it is never made");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let held = counts.hold("one").unwrap();
+        let held = held_while_it_is_copied(&root);
         held.take().unwrap();
         assert!(held.give_back().unwrap());
         drop(held);

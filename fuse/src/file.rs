@@ -395,6 +395,9 @@ impl Overlay {
         let inode = self.inode(ino, "ioctl")?;
         match sys::ioctl_changes(request) {
             None => return Err(Error::code("ioctl", inode.path(), sys::ENOTTY)),
+            Some(true) if !sys::checks_who_sets_flags() => {
+                return Err(Error::code("ioctl", inode.path(), sys::EOPNOTSUPP));
+            }
             // What comes of a write could not be told before.
             Some(true) if self.meter.is_some() && sys::ioctl_takes_extents(request, input) => {
                 return Err(Error::code("ioctl", inode.path(), sys::EOPNOTSUPP));

@@ -34,9 +34,10 @@ pub use idmap::Owners;
 pub use layer::{clone_tree, lock_dir, mount_fuse, open_device, open_root, unmount_lazily};
 pub use pipe::Pipe;
 pub use process::{
-    block_signals, effective_ids, end_process, has_proc, ids_of, in_initial_user_namespace,
-    inode_ioctl, ioctl_changes, ioctl_takes_extents, is_member, raise_nofile, random_u64, recv_fd,
-    reserve_descriptors, set_umask, socket_pair, trim_memory, unblock_signals, wait_signal,
+    block_signals, checks_who_sets_flags, effective_ids, end_process, has_proc, ids_of,
+    in_initial_user_namespace, inode_ioctl, ioctl_changes, ioctl_takes_extents, is_member,
+    raise_nofile, random_u64, recv_fd, reserve_descriptors, set_umask, socket_pair, trim_memory,
+    unblock_signals, wait_signal,
 };
 pub use tree::remove_tree;
 pub use uring::{Area, Bell, Event, Ring as Uring, Slot, allowed_cpus, leave, pin, roam, try_ring};

@@ -288,7 +288,8 @@ fn xattrs(
     name: &OsStr,
     how: How<'_>,
 ) -> io::Result<()> {
-    let wanted = tree::xattr_names(from, name)?;
+    let mut wanted = tree::xattr_names(from, name)?;
+    access_last(&mut wanted);
     for key in wanted.iter().filter(|key| !how.without.iter().any(|left| key == left)) {
         let Some(value) = tree::xattr(from, name, key)? else { continue };
         let value = how.ids.map_or(Ok(value.clone()), |ids| ids.xattr(key, value))?;
@@ -300,6 +301,11 @@ fn xattrs(
         }
     }
     Ok(())
+}
+
+/// Puts access lists, which may close what they are set on, behind the other attributes.
+pub fn access_last(keys: &mut [OsString]) {
+    keys.sort_by_key(|key| key.as_bytes().starts_with(b"system.posix_acl_"));
 }
 
 /// Sets an xattr of a name in a directory, or (`name` empty) of the directory.

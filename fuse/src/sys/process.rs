@@ -3,6 +3,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::process::{Resource, Rlimit};
@@ -170,6 +171,21 @@ const INODE_IOCTLS: [(u32, bool); 6] = [
 ];
 const IOCTL_SIZE: usize = 64;
 
+/// Whether the kernel checks who changes flags before it asks us: from Linux 5.13 on (`fileattr_set`).
+pub fn checks_who_sets_flags() -> bool {
+    static CHECKS: OnceLock<bool> = OnceLock::new();
+    *CHECKS.get_or_init(|| {
+        let system = rustix::system::uname();
+        version(&system.release().to_string_lossy()).is_none_or(|version| version >= (5, 13))
+    })
+}
+
+/// The first two numbers of a release as uname(2) tells it.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 /// Whether the request is served, and whether it changes the inode.
 pub fn ioctl_changes(request: u32) -> Option<bool> {
     INODE_IOCTLS.iter().find(|(code, _)| *code == request).map(|(_, changes)| *changes)
@@ -208,4 +224,22 @@ pub fn inode_ioctl(
 /// Whether there is the directory by which [`super::reopen`] finds descriptors.
 pub fn has_proc() -> bool {
     std::path::Path::new("/proc/self/fd").is_dir()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn releases_have_two_numbers() {
+        for (release, numbers) in [
+            ("6.18.44-fc-v657", Some((6, 18))),
+            ("5.12.0", Some((5, 12))),
+            ("5.4-generic", Some((5, 4))),
+            ("7", None),
+            ("v6.1", None),
+        ] {
+            assert_eq!(version(release), numbers, "{release}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use plyfs_fuse::owner::OVERRIDE_NAMES;
 
 use crate::error::{Context, Result};
-use crate::sys::{change, tree};
+use crate::sys::{change, copy, tree};
 
 /// A child's root directory starts as its parent's: the topmost one gives a view its attributes.
 pub(in crate::driver) fn inherit(parent: &Path, child: &Path, theirs: bool) -> Result<()> {
@@ -22,7 +22,9 @@ pub(in crate::driver) fn inherit(parent: &Path, child: &Path, theirs: bool) -> R
         }
     }
     let dir = tree::open_root(parent).on("open", parent)?;
-    for key in tree::xattr_names(&dir, OsStr::new("")).on("list xattrs", parent)? {
+    let mut keys = tree::xattr_names(&dir, OsStr::new("")).on("list xattrs", parent)?;
+    copy::access_last(&mut keys);
+    for key in keys {
         let text = key.to_string_lossy();
         let kept = OVERRIDE_NAMES.contains(&&*text) || text.starts_with("system.posix_acl_");
         if let (true, Some(value)) =
