@@ -48,8 +48,8 @@ impl Overlay {
                     return Ok(Some(Ino(found.number)));
                 }
                 match self.raise_group(&parent, name) {
-                    // Deleting works where there is no room; the other names keep a count that is too high.
-                    Err(e) if matches!(e.errno(), sys::ENOSPC | sys::EDQUOT) => {
+                    // Deleting works at a limit of ours; the other names keep a count that is too high.
+                    Err(e) if self.meter.is_some() && e.errno() == sys::ENOSPC => {
                         log::debug!("{e}; {name:?} is removed nevertheless");
                     }
                     other => other?,
