@@ -12,8 +12,8 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use crate::semantics_kit::hold::during_a_copy;
 use crate::semantics_kit::sys::extents;
 use crate::semantics_kit::{
-    Fs, Stack, Test, append, both, chmod, exists, mode, mtime, mv, names, put, read_write,
-    set_times, set_xattr, stat, text, xattr, xattrs,
+    Fs, Stack, Test, append, both, chmod, exists, mode, mtime, names, put, read_write, set_times,
+    set_xattr, stat, text, xattr, xattrs,
 };
 
 const MIB: u64 = 1 << 20;
@@ -191,26 +191,6 @@ both! { metadata_only_copy_up_copies_no_data, Rootless("userxattr refuses metaco
     assert_eq!(stat(fs.at("moved")).len(), (8 << 20) + 3);
     assert!(fs::read(fs.at("moved")).unwrap().starts_with(&[7; 4096]));
     assert_eq!(mode(fs.at("moved")), 0o600);
-}}
-
-both! { a_metadata_only_copy_that_gets_its_data_keeps_what_it_may, Rootless("userxattr refuses metacopy"), |t| {
-    const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    put(t.lower("f"), "data");
-    if t.is_root() {
-        set_xattr(t.lower("f"), "security.capability", &CAPABILITY).unwrap();
-    }
-    let mut fs = t.mount_with("metacopy=on", &[]);
-    chmod(fs.at("f"), 0o6711);
-    for name in ["g", "h"] {
-        mv(fs.at("f"), fs.at(name));
-        mv(fs.at(name), fs.at("f"));
-        assert_eq!(mode(fs.at("f")) & 0o7777, 0o6711);
-        if t.is_root() {
-            assert_eq!(xattr(fs.at("f"), "security.capability").unwrap(), CAPABILITY);
-        }
-        fs.remount();
-    }
-    assert_eq!(text(fs.at("f")), "data");
 }}
 
 both! { a_metadata_only_copy_is_read_by_the_kernel, |t| {

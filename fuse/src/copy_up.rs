@@ -30,7 +30,7 @@ use crate::side;
 use crate::stack::Upper;
 use crate::sys::{self, NewTimes, Stat};
 use crate::workdir::{Temp, Workdir};
-use crate::xattr::{self, CAPABILITY};
+use crate::xattr;
 
 /// How much of a file the twin has to have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -408,7 +408,6 @@ impl Overlay {
             Ok((sys::stat(dir, name)?, lend::open(dir, name, sys::O_RDWR | sys::O_NONBLOCK)?))
         })?;
         let from = self.open_lower(&data, sys::O_RDONLY | sys::O_NONBLOCK)?;
-        let rights = Rights::of(to.as_fd(), &before)?;
         let room = match &self.meter {
             Some(_) => self.reserve(Used::bytes(data_in(&from, before.size)))?,
             None => None,
@@ -416,7 +415,6 @@ impl Overlay {
         let fill = || {
             copy_data(&from, &to, before.size)?;
             self.stats.copied_data(before.size);
-            rights.restore(to.as_fd())?;
             if self.options.fsync && !self.options.volatile {
                 sys::fsync(&to, true)?;
             }
@@ -452,39 +450,6 @@ impl Overlay {
 fn is_raised(inode: &Inode, depth: Depth) -> bool {
     let state = inode.state.lock();
     state.upper.is_some() && (depth == Depth::Attributes || state.lower_data.is_none())
-}
-
-/// What a file loses when it is written: its capabilities, and its set-id bits where we may not keep them. Writes that nobody asked for
-/// give them back.
-pub(crate) struct Rights {
-    set_id: u32,
-    capability: Option<Vec<u8>>,
-}
-
-impl Rights {
-    pub(crate) fn of(fd: BorrowedFd<'_>, stat: &Stat) -> io::Result<Rights> {
-        let capability = match sys::get_xattr(fd, OsStr::new(""), OsStr::new(CAPABILITY)) {
-            Err(e) if sys::errno(&e) == sys::EOPNOTSUPP => None,
-            other => other?,
-        };
-        Ok(Rights { set_id: stat.mode & 0o6000, capability })
-    }
-
-    /// Times are to be restored after it.
-    pub(crate) fn restore(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let settled = lend::settled();
-        let mode = sys::fstat(fd)?.mode & 0o7777;
-        if mode & self.set_id != self.set_id {
-            sys::chmod(fd, OsStr::new(""), mode | self.set_id)?;
-        }
-        drop(settled);
-        let Some(value) = &self.capability else { return Ok(()) };
-        match sys::set_xattr(fd, OsStr::new(""), OsStr::new(CAPABILITY), value, 0) {
-            Err(e) if sys::errno(&e) == sys::EPERM => log::warn!("capabilities are lost: {e}"),
-            other => other?,
-        }
-        Ok(())
-    }
 }
 
 /// Puts access and modification time back to what they were.

@@ -25,7 +25,7 @@ use crate::sys;
 const SPACES: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 const ESCAPE: &[u8] = b"overlay.";
 /// What a program may do whoever runs it (capabilities(7)).
-pub(crate) const CAPABILITY: &str = "security.capability";
+const CAPABILITY: &str = "security.capability";
 
 /// The name under which a user's xattr is stored.
 fn escape(key: &OsStr) -> OsString {

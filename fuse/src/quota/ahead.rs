@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::blocks::ceil;
 use super::booked;
 use crate::Overlay;
-use crate::copy_up::{Rights, restore_times};
+use crate::copy_up::restore_times;
 use crate::sys::{self, Stat};
 
 /// Less than this is not worth the calls; some of it may be attributes.
@@ -23,9 +23,7 @@ impl Overlay {
         let trim = || {
             let ahead = sys::takes_ahead(fd)?;
             if ahead {
-                let rights = Rights::of(fd, &before)?;
                 sys::drop_ahead(fd, ceil(before.size))?;
-                rights.restore(fd)?;
                 restore_times(fd, &before)?;
             }
             Ok(ahead)

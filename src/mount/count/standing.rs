@@ -52,7 +52,7 @@ impl Held {
 
     /// Somebody begins to. The time of the lock's file is no time, but counts: that takes no room on a full disk.
     pub(super) fn next_turn(&self) -> Result<()> {
-        let next = self.turn()? + TURN;
+        let next = self.turn()?.checked_add(TURN).unwrap_or(SystemTime::UNIX_EPOCH);
         let path = self.at(LOCK)?;
         self.lock.set_times(FileTimes::new().set_modified(next)).on("set the time of", path)
     }
